@@ -1,0 +1,51 @@
+"""``fusestore load``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+
+import click
+
+from fusestore import reference
+from fusestore.cli.output import Bars, Lines, open_store, stderr_is_a_person
+from fusestore.transport import pipeline
+from fusestore.transport.source import Progress, Quiet
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.option("-i", "--input", "file", metavar="FILE", help="The same as SOURCE, as podman spells it")
+@click.option("-t", "--tag", "tags", metavar="NAME", multiple=True, help="Give the image this name too; repeatable")
+@click.option("-q", "--quiet", is_flag=True, help="No progress")
+@click.pass_context
+def load(ctx: click.Context, source: str | None, file: str | None, tags: tuple[str, ...], quiet: bool) -> None:
+    """Put images into the store; print the name or id of each.
+
+    SOURCE is oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF], or a file or directory whose
+    kind is found out; without one, or with -, an archive is read from stdin.
+
+    \b
+    fusestore load oci:./build:latest
+    docker save debian:12 | fusestore load
+    """
+    if source and file:
+        raise click.UsageError("give SOURCE or --input, not both")
+    place = source or file or "-"
+    if place == "-" and sys.stdin.isatty():
+        raise click.UsageError("stdin is a terminal; name a SOURCE or pipe an archive in")
+    names = [reference.parse(tag).full(reference.LOCAL_DOMAIN) for tag in tags]
+    store = open_store(ctx)
+    with ExitStack() as stack:
+        for image in pipeline.load(store, place, names=names, progress=_progress(stack, quiet)):
+            click.echo(image.names[0] if image.names else image.id)
+
+
+def _progress(stack: ExitStack, quiet: bool) -> Progress:
+    if quiet:
+        return Quiet()
+    if not stderr_is_a_person():
+        return Lines()
+    bars = Bars()
+    stack.callback(bars.close)
+    return bars

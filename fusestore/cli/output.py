@@ -1,0 +1,119 @@
+"""What commands print: tables, sizes and ages in podman's words, JSON, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from fusestore.cli import Globals
+from fusestore.store.storage import Store
+
+FORMAT = click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output as"
+)
+
+
+def open_store(ctx: click.Context) -> Store:
+    """The store that the global options name, closed when the command ends."""
+    options: Globals = ctx.find_object(Globals) or Globals(None, None, False)
+    return ctx.with_resource(Store(options.root, options.runroot))
+
+
+def table(rows: Sequence[Sequence[str]], heading: Sequence[str] = ()) -> None:
+    """Left-aligned columns, two blanks apart."""
+    lines = [list(heading), *rows] if heading else list(rows)
+    if not lines:
+        return
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def as_json(value: Any) -> None:  # noqa: ANN401
+    """Indented JSON, as podman prints it."""
+    click.echo(json.dumps(value, indent=4, ensure_ascii=False, default=str))
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units and three digits: 11.3 kB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}"
+
+
+def age(moment: int) -> str:
+    """How long ago, in s since 1970: 5 weeks ago."""
+    if moment <= 0:
+        return "unknown"
+    seconds = max(int(time.time()) - moment, 0)
+    for unit, length in (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 86_400)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}s ago"
+    for unit, length in (("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = seconds // length
+            return f"{count} {unit}{'s' * (count > 1)} ago"
+    return f"{seconds} seconds ago"
+
+
+class Lines:
+    """Progress as lines on stderr, for logs and pipes."""
+
+    def start(self, what: str, size: int) -> None:
+        """A blob begins."""
+        self._what, self._size = what, size
+
+    def advance(self, count: int) -> None:
+        """Not worth a line."""
+
+    def finish(self, outcome: str) -> None:
+        """A blob is done."""
+        click.echo(f"Loading layer {self._what}  {size(self._size)}  {outcome}", err=True)
+
+
+class Bars:
+    """Progress as a bar for each blob, for people."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("Loading layer {task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[outcome]}"),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._progress.start()
+
+    def start(self, what: str, size: int) -> None:
+        """A blob begins."""
+        self._task = self._progress.add_task(what, total=size, outcome="")
+
+    def advance(self, count: int) -> None:
+        """Some of it is done."""
+        self._progress.advance(self._task, count)
+
+    def finish(self, outcome: str) -> None:
+        """All of it is."""
+        self._progress.update(self._task, outcome=outcome)
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+        self._progress.stop()
+
+
+def stderr_is_a_person() -> bool:
+    """True when somebody watches."""
+    return sys.stderr.isatty()

@@ -1,0 +1,396 @@
+"""Unpack a layer tar into an empty directory of its own, without ever leaving it.
+
+The directory ends up holding what this layer *says*: its files, its directories, marks for what it deletes.
+It is never unpacked over the layers below, so a symlink down there cannot redirect anything; they are only
+asked (`Below`) for what the tar leaves unsaid:
+
+* a directory mentioned only as somebody's parent keeps the attributes it has below;
+* a hard link to a file that only a lower layer has copies that file up, with all its visible names;
+* a whiteout is written only if it hides something.
+
+Within one tar the last entry of a name wins.  Whiteouts and opaque markers speak about lower layers only,
+wherever in the tar they stand, so they are collected and written at the end; so are the attributes of
+directories, which making their children would change.
+
+Malformed or hostile input raises `InvalidLayer`, a full disk and the like ``OSError``; either way the caller
+throws the directory away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fusestore.digest import Readable
+from fusestore.driver import ownership as own
+from fusestore.driver import whiteout
+from fusestore.driver.api import Limits
+from fusestore.driver.confine import Confined, ancestors, base, join, parent, split
+from fusestore.driver.ownership import Metadata, Ownership
+from fusestore.driver.whiteout import Marker, Spelling
+from fusestore.errors import InvalidLayer, printable
+from fusestore.files import tree_size
+from fusestore.syscalls import copy_data
+from fusestore.tar import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, HARD_LINK, REGULAR, SYMLINK, Member, TarReader
+
+_TYPE_BITS = {
+    REGULAR: stat.S_IFREG,
+    SYMLINK: stat.S_IFLNK,
+    CHAR: stat.S_IFCHR,
+    BLOCK_DEVICE: stat.S_IFBLK,
+    DIRECTORY: stat.S_IFDIR,
+    FIFO: stat.S_IFIFO,
+}
+_NAMESPACES = (b"user.", b"security.", b"trusted.", b"system.")
+_XATTR_NAME_LIMIT = 255 - len(own.OVERRIDE_PREFIX)  # room for the prefix in the 255 of Linux
+_XATTR_VALUE_LIMIT = 1 << 16
+_DEFAULT_DIRECTORY_MODE = stat.S_IFDIR | 0o755
+
+
+@dataclass(slots=True)
+class LowerFile:
+    """A file of the layers below: an fd to read it (ours to close), what it is, and all its visible names."""
+
+    fd: int
+    metadata: Metadata
+    size: int
+    target: bytes
+    names: list[bytes]
+
+
+class Below(Protocol):
+    """What `unpack` may ask about the merged layers under the one it makes.  Paths are canonical."""
+
+    def exists(self, path: bytes) -> bool:
+        """True when anything has this path."""
+
+    def directory(self, path: bytes) -> Metadata | None:
+        """The attributes of the directory at `path`; None when there is none."""
+
+    def file(self, path: bytes) -> LowerFile | None:
+        """The regular file or symlink at `path`; None when there is none."""
+
+
+@dataclass(slots=True)
+class Unpacked:
+    """What came out: bytes of files (each inode once), entries, groups of hard-linked names."""
+
+    size: int = 0
+    entries: int = 0
+    reproducible: bool = True
+    links: list[list[bytes]] = field(default_factory=list)
+
+
+def unpack(
+    stream: Readable, directory: bytes, below: Below, ownership: Ownership, spelling: Spelling, limits: Limits
+) -> Unpacked:
+    """Unpack the uncompressed tar `stream` into the empty `directory`.
+
+    Reads up to the tar's end marker; what follows is the caller's to drain.  Raises InvalidLayer, OSError.
+    """
+    root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    unpacker = _Unpacker(root, below, ownership, spelling, limits)
+    try:
+        return unpacker.run(stream)
+    finally:
+        unpacker.tree.close()
+        os.close(root)
+
+
+class _Unpacker:
+    def __init__(
+        self, root: int, below: Below, ownership: Ownership, spelling: Spelling, limits: Limits
+    ) -> None:
+        self.tree = Confined(root, ownership, self._imply)
+        self._below, self._ownership, self._spelling, self._limits = below, ownership, spelling, limits
+        self._result = Unpacked()
+        self._directories: dict[bytes, Metadata | None] = {b"": None}  # None: only implied
+        self._groups: dict[bytes, list[bytes]] = {}  # path -> all names of that inode
+        self._copied: set[bytes] = set()  # paths copied up from below
+        self._whiteouts: list[list[bytes]] = []
+        self._opaque: list[list[bytes]] = []
+        self._replaced = False
+        self._make = {
+            REGULAR: self._file,
+            DIRECTORY: self._directory,
+            SYMLINK: self._symlink,
+            HARD_LINK: self._hard_link,
+            CHAR: self._special,
+            BLOCK_DEVICE: self._special,
+            FIFO: self._special,
+        }
+
+    def run(self, stream: Readable) -> Unpacked:
+        self._reader = TarReader(stream)
+        for member in self._reader:
+            self._result.entries += 1
+            if self._result.entries > self._limits.entries:
+                raise InvalidLayer(f"more than {self._limits.entries} entries")
+            try:
+                self._member(member)
+            except OSError as exc:
+                if exc.errno in (errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP):
+                    raise InvalidLayer(os.strerror(exc.errno), member.name) from None
+                raise
+        return self._finish()
+
+    # -- entries --------------------------------------------------------------------------------------
+
+    def _member(self, member: Member) -> None:
+        if b"\0" in member.name or b"\0" in member.link:
+            raise InvalidLayer("NUL in a name", member.name)
+        parts = split(member.name)
+        if not parts:
+            if member.kind is not DIRECTORY:
+                raise InvalidLayer("the layer's root must be a directory", member.name)
+            self._note_directory(b"", _metadata(member))
+        elif not self._mark(member, parts):
+            self._create(member, parts)
+
+    def _create(self, member: Member, parts: list[bytes]) -> None:
+        fd, above = self.tree.enter(parts[:-1])
+        make, path = self._make[member.kind], join(above, parts[-1])
+        try:
+            make(member, fd, path)
+        except FileExistsError:
+            self._replace(path)
+            make(member, self.tree.enter(parts[:-1])[0], path)
+
+    def _mark(self, member: Member, parts: list[bytes]) -> bool:
+        """Take note of a whiteout or opaque marker; False for an ordinary entry."""
+        markers = [whiteout.tar_marker(part)[0] for part in parts]
+        if Marker.AUFS in markers or Marker.OPAQUE in markers[:-1]:
+            return True
+        if Marker.WHITEOUT in markers[:-1] or Marker.INVALID in markers:
+            raise InvalidLayer("invalid whiteout entry", member.name)
+        marker, target = whiteout.tar_marker(parts[-1])
+        if marker is Marker.NONE:
+            return False
+        if marker is Marker.OPAQUE:
+            if member.kind is REGULAR:
+                self._opaque.append(parts[:-1])
+            return True
+        if member.kind is not REGULAR:
+            raise InvalidLayer("a whiteout must be a regular file", member.name)
+        self._whiteouts.append([*parts[:-1], target])
+        return True
+
+    def _file(self, member: Member, fd: int, path: bytes) -> None:
+        file = own.create_file(fd, base(path))
+        try:
+            if member.size:
+                self._content(member, file)
+            own.finish(file, _metadata(member), self._ownership)
+        finally:
+            os.close(file)
+
+    def _content(self, member: Member, file: int) -> None:
+        for offset, chunk in self._reader.chunks():
+            self._result.size += len(chunk)
+            if self._result.size > self._limits.size:
+                raise InvalidLayer(f"unpacks to more than {self._limits.size} bytes", member.name)
+            while chunk:
+                written = os.pwrite(file, chunk, offset)
+                chunk, offset = chunk[written:], offset + written
+        if member.sparse is not None:
+            os.ftruncate(file, member.size)
+            self._result.size += member.size - member.stored
+
+    def _directory(self, member: Member, fd: int, path: bytes) -> None:
+        if path not in self._directories:
+            os.mkdir(base(path), 0o700, dir_fd=fd)
+        self._note_directory(path, _metadata(member))
+
+    def _note_directory(self, path: bytes, metadata: Metadata) -> None:
+        if self._directories.get(path) is not None:
+            self._result.reproducible = False
+        self._directories[path] = metadata
+
+    def _symlink(self, member: Member, fd: int, path: bytes) -> None:
+        if not member.link:
+            raise InvalidLayer("a symlink without a target", member.name)
+        own.create_symlink(fd, base(path), member.link, _metadata(member), self._ownership)
+        self._result.size += len(member.link)
+
+    def _special(self, member: Member, fd: int, path: bytes) -> None:
+        own.create_special(fd, base(path), _metadata(member), self._ownership)
+
+    def _hard_link(self, member: Member, fd: int, path: bytes) -> None:
+        parts = split(member.link)
+        if not parts:
+            raise InvalidLayer("a hard link to nothing", member.name)
+        if whiteout.tar_marker(parts[-1])[0] is not Marker.NONE:
+            raise InvalidLayer("a hard link to a whiteout", member.name)
+        target = self.tree.locate(parts)
+        if target == path:
+            raise InvalidLayer("a hard link to itself", member.name)
+        st = self.tree.lstat(target)
+        if st is None:
+            self._copy_up(member, target)
+        elif stat.S_ISDIR(st.st_mode):
+            raise InvalidLayer("a hard link to a directory", member.name)
+        self.tree.link(target, path)
+        self._join_group(target, path)
+
+    def _join_group(self, known: bytes, new: bytes) -> None:
+        group = self._groups.setdefault(known, [known])
+        group.append(new)
+        self._groups[new] = group
+
+    def _copy_up(self, member: Member, path: bytes) -> None:
+        """Bring a file of the layers below into this one, under all its names that this layer leaves alone."""
+        lower = self._below.file(path)
+        if lower is None:
+            raise InvalidLayer(f"a hard link to {printable(path)}, which no layer has", member.name)
+        try:
+            fd, _ = self.tree.enter(split(parent(path)))
+            self._write_copy(lower, fd, base(path))
+        finally:
+            if lower.fd >= 0:
+                os.close(lower.fd)
+        self._copied.add(path)
+        self._result.size += lower.size
+        for other in lower.names:
+            if other != path and self.tree.lstat(other) is None:
+                self.tree.enter(split(parent(other)))
+                self.tree.link(path, other)
+                self._copied.add(other)
+                self._join_group(path, other)
+
+    def _write_copy(self, lower: LowerFile, fd: int, name: bytes) -> None:
+        if stat.S_ISLNK(lower.metadata.mode):
+            own.create_symlink(fd, name, lower.target, lower.metadata, self._ownership)
+            return
+        if not stat.S_ISREG(lower.metadata.mode):
+            own.create_special(fd, name, lower.metadata, self._ownership)
+            return
+        file = own.create_file(fd, name)
+        try:
+            copy_data(lower.fd, file, lower.size)
+            own.finish(file, lower.metadata, self._ownership)
+        finally:
+            os.close(file)
+
+    # -- one name twice -------------------------------------------------------------------------------
+
+    def _replace(self, path: bytes) -> None:
+        """Remove what this layer has at `path`; the last entry of a name wins, and the tar is lost."""
+        self._replaced = True
+        self._result.reproducible = self._result.reproducible and path in self._copied
+        if self.tree.remove(path):
+            below = path + b"/"
+            for known in [p for p in self._directories if p == path or p.startswith(below)]:
+                del self._directories[known]
+            for known in [p for p in self._groups if p.startswith(below)]:
+                self._leave(known)
+        self._leave(path)
+
+    def _leave(self, path: bytes) -> None:
+        group = self._groups.pop(path, None)
+        if group is not None:
+            group.remove(path)
+        self._copied.discard(path)
+
+    # -- the end --------------------------------------------------------------------------------------
+
+    def _imply(self, path: bytes) -> None:
+        self._directories[path] = None
+
+    def _finish(self) -> Unpacked:
+        opaque = {self.tree.locate(parts) for parts in self._opaque}
+        deleted = {self.tree.locate(parts) for parts in self._whiteouts}
+        hidden = _Hidden(deleted, opaque)
+        for path in sorted(self._copied):
+            if hidden(path):
+                os.unlink(path, dir_fd=self.tree.root)
+                self._leave(path)
+        marks = {path for path in opaque if self._wants_opaque(path, hidden)}
+        marks |= self._write_whiteouts(deleted, hidden)
+        for path, metadata in self._directories.items():
+            self._finish_directory(path, metadata or self._inherited(path, hidden), path in marks)
+        if self._replaced:
+            self._result.size = tree_size(self.tree.root)
+        groups = {id(group): group for group in self._groups.values() if len(group) > 1}
+        self._result.links = [sorted(group) for group in groups.values()]
+        return self._result
+
+    def _wants_opaque(self, path: bytes, hidden: _Hidden) -> bool:
+        """True when the directory must be marked; one that is only below gets a place to hold the mark."""
+        if hidden(path) or self._below.directory(path) is None:
+            return False
+        st = self.tree.lstat(path)
+        if st is None:
+            self.tree.enter(split(path))
+        return st is None or stat.S_ISDIR(st.st_mode)
+
+    def _write_whiteouts(self, deleted: set[bytes], hidden: _Hidden) -> set[bytes]:
+        """Mark deleted names; the directories among them that this layer has anew and that become opaque."""
+        renewed = set()
+        for path in sorted(deleted):
+            if hidden.above(path) or not self._below.exists(path):
+                continue
+            st = self.tree.lstat(path)
+            if st is None:
+                fd, _ = self.tree.enter(split(parent(path)))
+                whiteout.make(fd, base(path), self._spelling)
+            elif stat.S_ISDIR(st.st_mode) and self._below.directory(path) is not None:
+                renewed.add(path)
+        return renewed
+
+    def _inherited(self, path: bytes, hidden: _Hidden) -> Metadata:
+        """The attributes of a directory that the tar only implies."""
+        below = None if path and hidden(path) else self._below.directory(path)
+        return below or Metadata(_DEFAULT_DIRECTORY_MODE)
+
+    def _finish_directory(self, path: bytes, metadata: Metadata, opaque: bool) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(path or b".", flags, dir_fd=self.tree.root)
+        try:
+            if opaque:
+                os.setxattr(fd, whiteout.OPAQUE_XATTR, b"y")
+            if not path and self._ownership is Ownership.OVERRIDE:
+                # fuse-overlayfs looks for this on a layer's root to know how its owners are kept.
+                os.setxattr(fd, own.OVERRIDE_STAT, own.encode(metadata))
+            own.finish(fd, metadata, self._ownership)
+        finally:
+            os.close(fd)
+
+
+class _Hidden:
+    """Which paths of the layers below this layer hides."""
+
+    def __init__(self, deleted: set[bytes], opaque: set[bytes]) -> None:
+        self._deleted, self._opaque = deleted, opaque
+
+    def __call__(self, path: bytes) -> bool:
+        return path in self._deleted or self.above(path)
+
+    def above(self, path: bytes) -> bool:
+        """True when an ancestor hides `path` already."""
+        return any(a in self._deleted or a in self._opaque for a in ancestors(path))
+
+
+def _metadata(member: Member) -> Metadata:
+    """A member's attributes, internal and impossible xattrs left out."""
+    xattrs = member.xattrs
+    if xattrs:
+        xattrs = {name: value for name, value in xattrs.items() if _keeps(name, value, member)}
+    # Linux knows no modes of symlinks; tars carry all kinds of them.
+    permissions = 0o777 if member.kind is SYMLINK else member.mode
+    return Metadata(
+        permissions | _TYPE_BITS[member.kind],
+        member.uid,
+        member.gid,
+        member.mtime_ns,
+        rdev=os.makedev(member.major, member.minor) if member.major or member.minor else 0,
+        xattrs=xattrs,
+    )
+
+
+def _keeps(name: bytes, value: bytes, member: Member) -> bool:
+    if len(value) > _XATTR_VALUE_LIMIT or len(name) > _XATTR_NAME_LIMIT:
+        raise InvalidLayer("an xattr larger than Linux allows", member.name)
+    return name.startswith(_NAMESPACES) and not name.endswith(b".") and not own.is_internal(name)

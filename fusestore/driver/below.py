@@ -1,0 +1,82 @@
+"""What `fusestore.driver.apply` may ask about the layers under the one it makes, answered by a `Union`."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from fusestore.driver.apply import LowerFile
+from fusestore.driver.layout import LayerSpec
+from fusestore.driver.ownership import Metadata, Ownership
+from fusestore.driver.union.layerdir import LayerDir
+from fusestore.driver.union.resolve import Entry
+from fusestore.driver.union.tree import Union
+from fusestore.driver.whiteout import Spelling
+
+
+class Nothing:
+    """Below a base layer."""
+
+    def exists(self, path: bytes) -> bool:
+        """Nothing does."""
+        return False
+
+    def directory(self, path: bytes) -> Metadata | None:
+        """There is none."""
+        return None
+
+    def file(self, path: bytes) -> LowerFile | None:
+        """There is none."""
+        return None
+
+
+class Layers:
+    """The merged view of some layers."""
+
+    def __init__(self, union: Union) -> None:
+        self._union = union
+
+    def exists(self, path: bytes) -> bool:
+        """True when anything has this path."""
+        return self._union.resolve(path) is not None
+
+    def directory(self, path: bytes) -> Metadata | None:
+        """The attributes of the directory at `path`; None when there is none."""
+        entry = self._union.resolve(path)
+        if entry is None or not stat.S_ISDIR(entry.attr.mode):
+            return None
+        return _metadata(path, entry)
+
+    def file(self, path: bytes) -> LowerFile | None:
+        """The file at `path`, of any type but directory; None when there is none."""
+        entry = self._union.resolve(path)
+        if entry is None or stat.S_ISDIR(entry.attr.mode):
+            return None
+        layer, fd, target = entry.layers[0], -1, b""
+        if stat.S_ISREG(entry.attr.mode):
+            fd = layer.open(path)
+        elif stat.S_ISLNK(entry.attr.mode):
+            target = layer.readlink(path)
+        return LowerFile(fd, _metadata(path, entry), entry.attr.size, target, self._union.links(path, entry))
+
+
+def _metadata(path: bytes, entry: Entry) -> Metadata:
+    attr, layer = entry.attr, entry.layers[0]
+    xattrs = {name: layer.getxattr(path, name) or b"" for name in layer.listxattr(path)}
+    return Metadata(attr.mode, attr.uid, attr.gid, attr.mtime_ns, rdev=attr.rdev, xattrs=xattrs)
+
+
+@contextmanager
+def opened(
+    specs: Sequence[LayerSpec], ownership: Ownership | None, spelling: Spelling | None
+) -> Iterator[Union]:
+    """A `Union` of layers, for as long as the context lasts.  Raises OSError."""
+    layers: list[LayerDir] = []
+    try:
+        for spec in specs:
+            layers.append(LayerDir(spec.path, ownership, spelling, spec.links))
+        yield Union(layers)
+    finally:
+        for layer in layers:
+            layer.close()

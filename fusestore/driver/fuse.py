@@ -1,0 +1,148 @@
+"""Graphdriver ``fuse``: a layer holds only what it changed, and a union filesystem shows the chain as one tree.
+
+Layers are directories (`fusestore.driver.layout`), mounts are server processes (`fusestore.driver.mounter`).
+`FuseDriver.get` counts its callers in ``<runroot>/mounts/<cache-id>.count``, so that the last `put` of any process
+unmounts; a mount whose server died is replaced by the next `get`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from fusestore.digest import CacheID, Readable
+from fusestore.driver import below, mounter
+from fusestore.driver.api import Applied, DriverStatus, Limits
+from fusestore.driver.apply import Below, unpack
+from fusestore.driver.layout import Hold, Home, MountSpec
+from fusestore.driver.union.tree import Union
+from fusestore.files import lock
+
+
+class FuseDriver:
+    """See `fusestore.driver.api.Driver` for the methods without a word of their own."""
+
+    name = "fuse"
+
+    def __init__(self, root: Path, runroot: Path) -> None:
+        self._home = Home(root, self.name)
+        self._runroot = runroot
+        self._parents: dict[CacheID, CacheID | None] = {}
+
+    def create(self, cache_id: CacheID, parent: CacheID | None) -> None:
+        """Stage a new empty layer on top of `parent`."""
+        self._home.stage(cache_id, parent)
+        self._parents[cache_id] = parent
+
+    def apply_diff(self, cache_id: CacheID, stream: Readable, limits: Limits) -> Applied:
+        """Unpack an uncompressed layer tar into the staged layer.  Raises InvalidLayer, OSError."""
+        directory = self._home.staged(cache_id)
+        with self._below(self._parents[cache_id]) as lower:
+            diff = os.fsencode(directory / "diff")
+            unpacked = unpack(stream, diff, lower, self._home.ownership, self._home.spelling, limits)
+        if unpacked.links:
+            lines = [json.dumps([os.fsdecode(name) for name in group]) + "\n" for group in unpacked.links]
+            (directory / "links").write_text("".join(lines), encoding="ascii")
+        self._home.sync(cache_id)
+        return Applied(unpacked.size, unpacked.reproducible, unpacked.entries)
+
+    @contextmanager
+    def _below(self, parent: CacheID | None) -> Iterator[Below]:
+        if parent is None:
+            yield below.Nothing()
+            return
+        with self.union(parent) as union:
+            yield below.Layers(union)
+
+    def publish(self, cache_id: CacheID) -> Hold:
+        """Make the staged layer visible and keep it held."""
+        del self._parents[cache_id]
+        return self._home.publish(cache_id)
+
+    def discard(self, cache_id: CacheID) -> None:
+        """Throw a staged layer away."""
+        self._home.discard(cache_id)
+        self._parents.pop(cache_id, None)
+
+    def removing(self, cache_id: CacheID) -> AbstractContextManager[None]:
+        """Lock a layer and delete it when the context ends well.  Raises LayerInUse."""
+        return self._home.removing(cache_id)
+
+    def hold(self, cache_id: CacheID) -> Hold:
+        """Keep the layer from being removed.  Raises FileNotFoundError."""
+        return self._home.hold(cache_id)
+
+    def exists(self, cache_id: CacheID) -> bool:
+        """True for a published layer."""
+        return self._home.exists(cache_id)
+
+    def list_layers(self) -> list[CacheID]:
+        """Every published layer."""
+        return self._home.list_layers()
+
+    def metadata(self, cache_id: CacheID) -> dict[str, str]:
+        """``UpperDir``, and ``LowerDir`` where the layer has parents."""
+        upper, *lowers = [spec.path for spec in self._home.layer_specs(self._home.chain(cache_id))]
+        return {"UpperDir": upper} | ({"LowerDir": ":".join(lowers)} if lowers else {})
+
+    def status(self) -> DriverStatus:
+        """How this home keeps owners and whiteouts."""
+        home = self._home
+        return DriverStatus([("Ownership", home.ownership.value), ("Whiteouts", home.spelling.value)])
+
+    # -- the merged view ------------------------------------------------------------------------------
+
+    def union(self, cache_id: CacheID) -> AbstractContextManager[Union]:
+        """The merged view as a library object: no FUSE, no mount."""
+        home = self._home
+        return below.opened(home.layer_specs(home.chain(cache_id)), home.ownership, home.spelling)
+
+    def diff_directory(self, cache_id: CacheID) -> Path:
+        """Where the layer's own files are."""
+        return self._home.path / cache_id / "diff"
+
+    def spec(self, cache_id: CacheID, label: str, *, allow_other: bool = False) -> MountSpec:
+        """What a mount of the layer is made of; `label` is what df shows."""
+        home = self._home
+        layers = home.layer_specs(home.chain(cache_id))
+        return MountSpec(layers, str(home.path), home.ownership, home.spelling, label, allow_other)
+
+    def get(self, cache_id: CacheID) -> bytes:
+        """Mount the layer read-only, or count one more user of its mount; the mountpoint."""
+        mountpoint = self._mountpoint(cache_id)
+        with self._users(cache_id) as users:
+            mounter.mount(self.spec(cache_id, cache_id[:12]), mountpoint, self._runroot)
+            users.append(users.pop() + 1)
+        return os.fsencode(mountpoint)
+
+    def put(self, cache_id: CacheID) -> None:
+        """One user less; the last one unmounts.  A `put` without a `get` does nothing."""
+        mountpoint = self._mountpoint(cache_id)
+        with self._users(cache_id) as users:
+            count = users.pop()
+            users.append(max(count - 1, 0))
+            if count == 1 and mounter.find(mountpoint, self._runroot) is not None:
+                mounter.unmount(mountpoint, self._runroot)
+
+    def _mountpoint(self, cache_id: CacheID) -> Path:
+        directory = self._runroot / "mnt"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory / cache_id
+
+    @contextmanager
+    def _users(self, cache_id: CacheID) -> Iterator[list[int]]:
+        """The count of a mount's users, as a list of one to change, under a lock."""
+        directory = self._runroot / "mounts"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = lock(directory / f"{cache_id}.count", fcntl.LOCK_EX, os.O_CREAT)
+        try:
+            users = [int(os.pread(fd, 20, 0) or b"0")]
+            yield users
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d" % users[0], 0)
+        finally:
+            os.close(fd)

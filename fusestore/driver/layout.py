@@ -1,0 +1,276 @@
+"""Names, and crash-safe creation and removal, of a driver's home; what a mount is made of.
+
+::
+
+    <root>/<driver>/home.json              ownership and whiteout spelling, chosen when the home was made
+    <root>/<driver>/<cache-id>/diff/       the layer's own files
+                              /work/       for a future upper
+                              /lower       its parents, topmost first: l/AAA:l/BBB, as in overlay2
+                              /links       groups of names that are one file (JSON lines)
+                              /lock        flocked: shared by holders and mounts, exclusive to remove
+    <root>/<driver>/l/<26 letters>         -> ../<cache-id>/diff, so that mount options stay short
+    <root>/tmp/<anything>                  half-made or half-removed, each with a lock of its own
+
+A layer is made under ``tmp/`` with its lock held, so that nobody sees half of it, and appears by one rename
+after its content is on disk.  It goes the same way back: renamed into ``tmp/``, then deleted.  Whatever lies in
+``tmp/`` unlocked belongs to a process that died, and `sweep` deletes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusestore.digest import CacheID, parse_cache_id
+from fusestore.driver import whiteout
+from fusestore.driver.ownership import OVERRIDE_STAT, Ownership
+from fusestore.driver.whiteout import Spelling
+from fusestore.errors import CorruptStore, LayerInUse, NotSupported
+from fusestore.files import fsync_directory, lock, opened, remove_tree, sweeping, write_durably
+from fusestore.syscalls import owns_every_id, syncfs
+
+_SHORT = 26  # letters of a link's name, as in overlay2
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """Where one layer of a mount is."""
+
+    path: str
+    links: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MountSpec:
+    """All that the server behind a mount needs to know.  `layers` is topmost first."""
+
+    layers: tuple[LayerSpec, ...]
+    home: str
+    ownership: Ownership
+    spelling: Spelling
+    label: str
+    allow_other: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """As plain data."""
+        return {
+            "layers": [[layer.path, layer.links] for layer in self.layers],
+            "home": self.home,
+            "ownership": self.ownership.value,
+            "spelling": self.spelling.value,
+            "label": self.label,
+            "allow_other": self.allow_other,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, object]) -> MountSpec:
+        """The inverse of `to_json`."""
+        layers = data["layers"]
+        assert isinstance(layers, list)
+        return cls(
+            layers=tuple(LayerSpec(path, links) for path, links in layers),
+            home=str(data["home"]),
+            ownership=Ownership(data["ownership"]),
+            spelling=Spelling(data["spelling"]),
+            label=str(data["label"]),
+            allow_other=bool(data["allow_other"]),
+        )
+
+
+class Hold:
+    """A shared lock on a layer; also a context manager."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def close(self) -> None:
+        """Let go.  May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Home:
+    """A driver's directory.  Opening one makes it, or reads how it was made."""
+
+    def __init__(self, root: Path, driver: str) -> None:
+        self.path = root / driver
+        self.tmp = root / "tmp"
+        self.links = self.path / "l"
+        for directory in (self.path, self.links, self.tmp):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.ownership, self.spelling = self._how_made()
+        self._staged: dict[CacheID, int] = {}
+
+    def _how_made(self) -> tuple[Ownership, Spelling]:
+        record = self.path / "home.json"
+        try:
+            data = json.loads(record.read_bytes())
+            return Ownership(data["ownership"]), Spelling(data["whiteouts"])
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError) as exc:
+            raise CorruptStore(str(record), str(exc)) from None
+        ownership = Ownership.REAL if owns_every_id() else Ownership.OVERRIDE
+        with opened(self.tmp) as fd:
+            spelling = whiteout.probe(fd)
+            if ownership is Ownership.OVERRIDE:
+                _probe_xattrs(self.tmp)
+        chosen = {"ownership": ownership.value, "whiteouts": spelling.value}
+        write_durably(record, json.dumps(chosen).encode(), self.tmp)
+        return ownership, spelling
+
+    # -- making a layer -------------------------------------------------------------------------------
+
+    def stage(self, cache_id: CacheID, parent: CacheID | None) -> Path:
+        """Make an empty layer under ``tmp/`` and hold its lock; its directory."""
+        directory = self.tmp / cache_id
+        with sweeping(self.tmp):
+            directory.mkdir(mode=0o700)
+            self._staged[cache_id] = lock(directory / "lock", fcntl.LOCK_EX, os.O_CREAT)
+        (directory / "diff").mkdir(mode=0o755)
+        (directory / "work").mkdir(mode=0o700)
+        if parent is not None:
+            lower = [f"l/{short_name(parent)}", *self._lower(parent)]
+            (directory / "lower").write_text(":".join(lower))
+        return directory
+
+    def staged(self, cache_id: CacheID) -> Path:
+        """The directory of a layer that this process has staged."""
+        if cache_id not in self._staged:
+            raise ValueError(f"{cache_id} is not staged")
+        return self.tmp / cache_id
+
+    def sync(self, cache_id: CacheID) -> None:
+        """Make a staged layer's content durable."""
+        with opened(self.staged(cache_id)) as fd:
+            syncfs(fd)
+
+    def publish(self, cache_id: CacheID) -> Hold:
+        """Make a staged and synced layer visible; it stays held.
+
+        To be called inside the transaction that names the layer: removers lock only inside one of theirs, so
+        nobody can come between the exclusive lock of the maker and the shared one of the holder.
+        """
+        link = self.links / short_name(cache_id)
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"../{cache_id}/diff")
+        self.staged(cache_id).rename(self.path / cache_id)
+        fsync_directory(os.fsencode(self.links))
+        fsync_directory(os.fsencode(self.path))
+        fd = self._staged.pop(cache_id)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        return Hold(fd)
+
+    def discard(self, cache_id: CacheID) -> None:
+        """Delete a layer that this process has staged; one that it has not is no error."""
+        fd = self._staged.pop(cache_id, None)
+        if fd is not None:
+            remove_tree(self.tmp / cache_id)
+            os.close(fd)
+
+    @contextmanager
+    def removing(self, cache_id: CacheID) -> Iterator[None]:
+        """Lock a published layer exclusively; when the context ends well, delete it.
+
+        Raises LayerInUse.  A layer that is not there is no error.
+        """
+        published, doomed = self.path / cache_id, self.tmp / f"{cache_id}-removing"
+        try:
+            held = lock(published / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            yield
+            return
+        except BlockingIOError:
+            raise LayerInUse(cache_id, "it is mounted, or another process works with it") from None
+        try:
+            yield
+            published.rename(doomed)
+            (self.links / short_name(cache_id)).unlink(missing_ok=True)
+            fsync_directory(os.fsencode(self.path))
+            remove_tree(doomed)
+        finally:
+            os.close(held)
+
+    def hold(self, cache_id: CacheID) -> Hold:
+        """Keep a published layer from being removed.  Raises FileNotFoundError when it is gone."""
+        directory = self.path / cache_id
+        hold = Hold(lock(directory / "lock", fcntl.LOCK_SH))
+        if not directory.exists():  # removed while we waited for the lock
+            hold.close()
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
+        return hold
+
+    # -- reading --------------------------------------------------------------------------------------
+
+    def exists(self, cache_id: CacheID) -> bool:
+        """True for a published layer."""
+        return (self.path / cache_id / "diff").is_dir()
+
+    def list_layers(self) -> list[CacheID]:
+        """Every published layer, in order of name."""
+        found = []
+        for entry in os.scandir(self.path):
+            try:
+                found.append(parse_cache_id(entry.name))
+            except ValueError:
+                continue
+        return sorted(found)
+
+    def chain(self, cache_id: CacheID) -> list[CacheID]:
+        """The published layer and its parents, topmost first.  Raises CorruptStore."""
+        chain = [cache_id]
+        for link in self._lower(cache_id):
+            try:
+                target = os.readlink(self.path / link)
+                chain.append(parse_cache_id(target.split("/")[1]))
+            except (OSError, ValueError, IndexError) as exc:
+                raise CorruptStore(str(self.path / link), str(exc)) from None
+        return chain
+
+    def _lower(self, cache_id: CacheID) -> list[str]:
+        try:
+            return (self.path / cache_id / "lower").read_text().split(":")
+        except FileNotFoundError:
+            return []
+
+    def layer_specs(self, chain: Sequence[CacheID]) -> tuple[LayerSpec, ...]:
+        """Where the layers of `chain` are."""
+        directories = [self.path / cache_id for cache_id in chain]
+        return tuple(LayerSpec(str(d / "diff"), str(d / "links")) for d in directories)
+
+
+def short_name(cache_id: CacheID) -> str:
+    """The name of a layer's link: 26 letters of base32 out of its cache ID."""
+    return base64.b32encode(bytes.fromhex(cache_id)).decode()[:_SHORT]
+
+
+def _probe_xattrs(directory: Path) -> None:
+    probe = directory / f".xattr-probe-{os.getpid()}"
+    probe.touch(mode=0o600)
+    try:
+        os.setxattr(probe, OVERRIDE_STAT, b"0:0:0644:file")
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+            raise
+        raise NotSupported(
+            f"{directory}: this filesystem has no user xattrs, which keep the owners of files; "
+            "choose another place with --root"
+        ) from None
+    finally:
+        probe.unlink()
+
+

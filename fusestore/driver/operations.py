@@ -1,0 +1,209 @@
+"""pyfuse3 adapter: translate arguments, call `Union`, translate the answer.  No decisions are made here.
+
+The fastest request is the one the kernel does not send.  Layers do not change while mounted and the kernel is
+the only other party, so entries and attributes are valid for ever, a missing name is answered by an entry
+with ``st_ino == 0`` (which the kernel caches; an error it would not), pages survive the close of a file, and
+FLUSH is answered ENOSYS once, after which the kernel stops asking.
+
+Each handler converts its errors itself: an untaken ``except`` costs nothing, a decorator a second coroutine.
+An ``OSError`` becomes its errno; anything else is a bug of ours, is logged and becomes EIO.  A handler never
+ends the mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+
+from fusestore.driver.union.nodes import Node
+from fusestore.driver.union.tree import Union
+
+_log = logging.getLogger(__name__)
+
+_FOREVER = 1e9  # seconds; what fuse-overlayfs uses
+# A file this small is put into the page cache while it is opened, which saves the READ request.
+_PREFILL = 128 << 10
+
+_NO_SUCH_CALL = FUSEError(errno.ENOSYS)
+
+
+_ABSENT = EntryAttributes()
+_ABSENT.st_ino = 0
+_ABSENT.entry_timeout = _FOREVER
+
+
+def _error(exc: Exception) -> FUSEError:
+    """`exc` as the only thing a handler may raise."""
+    if isinstance(exc, FUSEError):
+        return exc
+    if isinstance(exc, OSError) and exc.errno:
+        return FUSEError(exc.errno)
+    _log.error("a handler failed", exc_info=exc)
+    return FUSEError(errno.EIO)
+
+
+def _reply(node: Node) -> EntryAttributes:
+    """The kernel's picture of a node, made once and kept on it."""
+    reply: EntryAttributes | None = node.reply
+    if reply is None:
+        attr = node.attr
+        reply = node.reply = EntryAttributes()
+        reply.st_ino = node.ino
+        reply.st_mode = attr.mode
+        reply.st_nlink = attr.nlink
+        reply.st_uid = attr.uid
+        reply.st_gid = attr.gid
+        reply.st_rdev = attr.rdev
+        reply.st_size = attr.size
+        reply.st_blocks = attr.blocks
+        reply.st_atime_ns = attr.atime_ns
+        reply.st_mtime_ns = attr.mtime_ns
+        reply.st_ctime_ns = attr.ctime_ns
+        reply.entry_timeout = reply.attr_timeout = _FOREVER
+    return reply
+
+
+class Operations(pyfuse3.Operations):
+    """A read-only `Union` for pyfuse3.  `started` is called when the kernel has finished its handshake."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, union: Union, started: Callable[[], None]) -> None:
+        super().__init__()
+        self._union = union
+        self._started = started
+        self._prefilled: set[int] = set()
+
+    def init(self) -> None:
+        """FUSE_INIT."""
+        self._started()
+
+    async def lookup(self, parent: int, name: bytes, ctx: object) -> EntryAttributes:
+        """FUSE_LOOKUP."""
+        try:
+            node = self._union.lookup(parent, name)
+            return _ABSENT if node is None else _reply(node)
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def forget(self, counts: Sequence[tuple[int, int]]) -> None:
+        """FUSE_FORGET and FUSE_BATCH_FORGET."""
+        for ino, count in counts:
+            self._union.forget(ino, count)
+            self._prefilled.discard(ino)
+
+    async def getattr(self, ino: int, ctx: object) -> EntryAttributes:
+        """FUSE_GETATTR."""
+        try:
+            return _reply(self._union.node(ino))
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def readlink(self, ino: int, ctx: object) -> bytes:
+        """FUSE_READLINK."""
+        try:
+            return self._union.readlink(ino)
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def open(self, ino: int, flags: int, ctx: object) -> FileInfo:
+        """FUSE_OPEN.  The handle is the fd of the backing file, so that `read` is one pread."""
+        try:
+            fd = self._union.open(ino, flags)
+            if ino not in self._prefilled:
+                self._prefill(ino, fd)
+            return FileInfo(fh=fd)
+        except Exception as exc:
+            raise _error(exc) from None
+
+    def _prefill(self, ino: int, fd: int) -> None:
+        self._prefilled.add(ino)
+        if 0 < self._union.node(ino).attr.size <= _PREFILL:
+            pyfuse3.notify_store(ino, 0, os.pread(fd, _PREFILL, 0))
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        """FUSE_READ."""
+        try:
+            return os.pread(fh, size, offset)
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def flush(self, fh: int) -> None:
+        """FUSE_FLUSH: nothing is written, so the kernel need not ask again."""
+        raise _NO_SUCH_CALL
+
+    async def release(self, fh: int) -> None:
+        """FUSE_RELEASE."""
+        try:
+            os.close(fh)
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def opendir(self, ino: int, ctx: object) -> int:
+        """FUSE_OPENDIR."""
+        try:
+            return self._union.opendir(ino)
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def readdir(self, fh: int, start: int, token: Any) -> None:  # noqa: ANN401
+        """FUSE_READDIRPLUS: every name comes with its attributes and counts as looked up."""
+        try:
+            count, put = self._union.count, pyfuse3.readdir_reply
+            for name, node, offset in self._union.readdir(fh, start):
+                if not put(token, name, _reply(node), offset):
+                    break
+                count(node)
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def releasedir(self, fh: int) -> None:
+        """FUSE_RELEASEDIR."""
+        try:
+            self._union.releasedir(fh)
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def getxattr(self, ino: int, name: bytes, ctx: object) -> bytes:
+        """FUSE_GETXATTR."""
+        try:
+            return self._union.getxattr(ino, name)
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def listxattr(self, ino: int, ctx: object) -> list[bytes]:
+        """FUSE_LISTXATTR."""
+        try:
+            return self._union.listxattr(ino)
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
+        """FUSE_STATFS."""
+        try:
+            backing, reply = self._union.statvfs(), pyfuse3.StatvfsData()
+            for field in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
+                setattr(reply, f"f_{field}", getattr(backing, f"f_{field}"))
+            return reply
+        except Exception as exc:
+            raise _error(exc) from None
+
+    async def access(self, ino: int, mode: int, ctx: object) -> bool:
+        """FUSE_ACCESS, sent only without default_permissions: the mount's user is its root (DESIGN 1.9).
+
+        As root would be: everything may be read and written, and run if anybody may.
+        """
+        try:
+            permissions = self._union.node(ino).attr.mode
+            return not mode & os.X_OK or stat.S_ISDIR(permissions) or bool(permissions & 0o111)
+        except Exception as exc:
+            raise _error(exc) from None

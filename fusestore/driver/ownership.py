@@ -1,0 +1,237 @@
+"""Owner, mode, device number and xattrs of a file that its holder may not set on the inode.
+
+A user without root can store neither ``uid 42`` nor a setuid bit nor ``/dev/null``.  What the inode cannot
+hold goes beside it, in the formats that podman, buildah and fuse-overlayfs read:
+
+* ``user.containers.override_stat`` = ``uid:gid:mode:type``, mode in octal, type one of ``file dir symlink pipe
+  socket block-MAJ-MIN char-MAJ-MIN`` (containers/storage, pkg/idtools);
+* ``user.containers.override_NAME`` = the value of an xattr NAME outside ``user.*``.
+
+In such a tree the user who owns it stands for root: an object *without* ``override_stat`` belongs to 0:0 and
+its inode tells the rest.  That is most of a distribution, it costs nothing to write, and the kernel's own
+overlayfs in a user namespace shows the same.  Symlinks, devices, fifos and sockets cannot carry user xattrs;
+those whose truth differs are regular files with the type in ``override_stat`` (a symlink's content is its
+target).  No backing file has a setuid, setgid or sticky bit, all are readable by their owner, and the only
+device nodes are whiteouts.
+
+`Ownership.REAL` is for callers who own every id (root, not in a restricted user namespace): the inode holds
+the truth.  Which one is chosen once, when a driver's home is made.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from enum import Enum
+
+OVERRIDE_STAT = b"user.containers.override_stat"
+OVERRIDE_PREFIX = b"user.containers.override_"
+
+# Names by which stores and union filesystems talk to themselves.  One list for every door: dropped from
+# tars, invisible and unsettable in a mount, left out of diffs.
+_INTERNAL = (
+    b"trusted.overlay.",
+    b"user.overlay.",
+    b"user.fuseoverlayfs.",
+    b"security.fuseoverlayfs.",
+    OVERRIDE_PREFIX,
+    b"user.rootlesscontainers",
+    b"user.fusestore.",
+)
+# The host's label of the backing file, not the image's (containers/storage ignores it too).
+_HOST_ONLY = b"security.selinux"
+
+_TYPES = {
+    b"file": stat.S_IFREG,
+    b"dir": stat.S_IFDIR,
+    b"symlink": stat.S_IFLNK,
+    b"pipe": stat.S_IFIFO,
+    b"socket": stat.S_IFSOCK,
+    b"block": stat.S_IFBLK,
+    b"char": stat.S_IFCHR,
+}
+_TYPE_NAMES = {mode: name for name, mode in _TYPES.items()}
+
+
+class Ownership(Enum):
+    """Where the truth about an object is kept."""
+
+    REAL = "real"
+    OVERRIDE = "override"
+
+
+class Metadata:
+    """All that a tar header or an inode says about an object besides its name and content.
+
+    `mode` includes the type bits; `rdev` counts for devices; times are integers in ns since 1970; `xattrs`
+    holds visible names only.
+    """
+
+    __slots__ = ("atime_ns", "gid", "mode", "mtime_ns", "rdev", "uid", "xattrs")
+
+    def __init__(
+        self,
+        mode: int,
+        uid: int = 0,
+        gid: int = 0,
+        mtime_ns: int = 0,
+        *,
+        rdev: int = 0,
+        xattrs: dict[bytes, bytes] | None = None,
+    ) -> None:
+        self.mode, self.uid, self.gid, self.rdev = mode, uid, gid, rdev
+        self.atime_ns = self.mtime_ns = mtime_ns
+        self.xattrs = xattrs or {}
+
+
+def is_internal(name: bytes) -> bool:
+    """True for an xattr that must never pass between an image and its store."""
+    return name.startswith(_INTERNAL) or name == _HOST_ONLY
+
+
+def encode(meta: Metadata) -> bytes:
+    """`meta` as an ``override_stat`` value."""
+    kind = _TYPE_NAMES[stat.S_IFMT(meta.mode)]
+    if kind in (b"block", b"char"):
+        kind = b"%s-%d-%d" % (kind, os.major(meta.rdev), os.minor(meta.rdev))
+    return b"%d:%d:%04o:%s" % (meta.uid, meta.gid, meta.mode & 0o7777, kind)
+
+
+def decode(value: bytes) -> tuple[int, int, int, int | None, int]:
+    """An ``override_stat`` value as (uid, gid, permission bits, type bits or None, rdev).
+
+    Raises ValueError for anything that is not one.
+    """
+    fields = value.split(b":")
+    if len(fields) not in (3, 4):
+        raise ValueError(f"override_stat {value!r}")
+    uid, gid, permissions = int(fields[0]), int(fields[1]), int(fields[2], 8)
+    if len(fields) == 3:
+        return uid, gid, permissions, None, 0
+    kind, *numbers = fields[3].split(b"-")
+    rdev = os.makedev(int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else 0
+    try:
+        return uid, gid, permissions, _TYPES[kind], rdev
+    except KeyError:
+        raise ValueError(f"override_stat {value!r}") from None
+
+
+def backing_mode(mode: int) -> int:
+    """The permission bits of a backing file: those of `mode` without the special ones, open to its owner."""
+    return mode & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600)
+
+
+def _is_plain(meta: Metadata) -> bool:
+    """True when a backing inode says all there is to say."""
+    if meta.uid or meta.gid or meta.xattrs:
+        return False
+    if stat.S_ISLNK(meta.mode):
+        return True
+    return _fits_inode(meta)
+
+
+def _fits_inode(meta: Metadata) -> bool:
+    """True when type and mode of a backing file are those of the object."""
+    if not (stat.S_ISREG(meta.mode) or stat.S_ISDIR(meta.mode)):
+        return False
+    return meta.mode & 0o7777 == backing_mode(meta.mode)
+
+
+def override_xattrs(meta: Metadata) -> dict[bytes, bytes]:
+    """The xattrs that a backing file or directory of `meta` needs."""
+    xattrs = {n if n.startswith(b"user.") else OVERRIDE_PREFIX + n: v for n, v in meta.xattrs.items()}
+    if meta.uid or meta.gid or not _fits_inode(meta):
+        xattrs[OVERRIDE_STAT] = encode(meta)
+    return xattrs
+
+
+def visible_xattrs(names: list[bytes], ownership: Ownership) -> list[bytes]:
+    """The xattr names of an image among those of a backing file."""
+    if ownership is Ownership.REAL:
+        return [n for n in names if not is_internal(n)]
+    plain = [n for n in names if n.startswith(b"user.") and not is_internal(n)]
+    hidden = [n[len(OVERRIDE_PREFIX) :] for n in names if n.startswith(OVERRIDE_PREFIX) and n != OVERRIDE_STAT]
+    return plain + [n for n in hidden if not is_internal(n)]
+
+
+def backing_xattr(name: bytes, ownership: Ownership) -> bytes:
+    """The name under which a backing file keeps the image's xattr `name`."""
+    if ownership is Ownership.REAL or name.startswith(b"user."):
+        return name
+    return OVERRIDE_PREFIX + name
+
+
+# -- creating objects ---------------------------------------------------------------------------------
+
+
+def create_symlink(directory: int, name: bytes, target: bytes, meta: Metadata, ownership: Ownership) -> None:
+    """Make a symlink with all its metadata.  Raises OSError (EEXIST included)."""
+    if ownership is Ownership.OVERRIDE and not _is_plain(meta):
+        fd = create_file(directory, name)
+        try:
+            os.write(fd, target)
+            finish(fd, meta, ownership)
+        finally:
+            os.close(fd)
+        return
+    os.symlink(target, name, dir_fd=directory)
+    _finish_by_name(directory, name, meta, ownership)
+
+
+def create_special(directory: int, name: bytes, meta: Metadata, ownership: Ownership) -> None:
+    """Make a device, fifo or socket with all its metadata.  Raises OSError (EEXIST included)."""
+    if ownership is Ownership.OVERRIDE:
+        fd = create_file(directory, name)
+        try:
+            finish(fd, meta, ownership)
+        finally:
+            os.close(fd)
+        return
+    os.mknod(name, stat.S_IFMT(meta.mode) | 0o600, meta.rdev, dir_fd=directory)
+    _finish_by_name(directory, name, meta, ownership)
+    os.chmod(name, meta.mode & 0o7777, dir_fd=directory)
+
+
+def create_file(directory: int, name: bytes) -> int:
+    """A new empty file that no one else can open; its fd.  Raises OSError (EEXIST included)."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, 0o600, dir_fd=directory)
+
+
+def finish(fd: int, meta: Metadata, ownership: Ownership) -> None:
+    """Give the file or directory behind `fd` its metadata, times last.  Raises OSError.
+
+    The mode comes after the owner, whose change would clear setuid, and before nothing that needs access.
+    """
+    if ownership is Ownership.REAL:
+        os.fchown(fd, meta.uid, meta.gid)
+        mode, xattrs = meta.mode & 0o7777, meta.xattrs
+    elif _is_plain(meta):
+        mode, xattrs = backing_mode(meta.mode), {}
+    else:
+        mode, xattrs = backing_mode(meta.mode), override_xattrs(meta)
+    for name, value in xattrs.items():
+        _set_xattr(fd, name, value)
+    os.fchmod(fd, mode)
+    os.utime(fd, ns=(meta.atime_ns, meta.mtime_ns))
+
+
+def _set_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
+    try:
+        os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.E2BIG) and len(value) > 1024:
+            # ext4 keeps all xattrs of a file in one block and calls a full block "no space".
+            raise OSError(errno.E2BIG, f"xattr {name!r} of {len(value)} bytes is too big here") from exc
+        raise
+
+
+def _finish_by_name(directory: int, name: bytes, meta: Metadata, ownership: Ownership) -> None:
+    """`finish` for objects that cannot be opened without side effects."""
+    if ownership is Ownership.REAL:
+        os.chown(name, meta.uid, meta.gid, dir_fd=directory, follow_symlinks=False)
+        path = b"/proc/self/fd/%d/%s" % (directory, name)
+        for key, value in meta.xattrs.items():
+            _set_xattr(path, key, value)
+    os.utime(name, ns=(meta.atime_ns, meta.mtime_ns), dir_fd=directory, follow_symlinks=False)

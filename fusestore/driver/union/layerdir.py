@@ -1,0 +1,249 @@
+"""One directory tree on disk taking part in a union, read through its root fd.
+
+The only reader of lowers.  It answers in the image's terms: `look` gives the `Attr` that the image says an
+object has (see `fusestore.driver.ownership`), or `WHITEOUT` where this layer says "deleted", or None where it
+says nothing.  Paths are canonical and relative (``usr/bin/ls``; the root is ``b""``); the caller has found every
+parent to be a directory of this layer, so no symlink of the tree is ever followed.
+
+xattrs have no ``*at`` calls before Linux 6.13, so they are reached by a path: through ``/proc/self/fd`` in a
+library, where the working directory belongs to somebody else, or through `prefix` where the process is ours
+to chdir (4.2 us against 1.9 us a call here).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+
+from fusestore.driver import whiteout
+from fusestore.driver.ownership import (
+    OVERRIDE_STAT,
+    Ownership,
+    backing_xattr,
+    decode,
+    is_internal,
+    visible_xattrs,
+)
+from fusestore.driver.whiteout import Spelling
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_NO_XATTR = (errno.ENODATA, errno.EOPNOTSUPP)
+
+
+class Attr:
+    """What stat(2) tells of an object.  `ino` and `dev` are the backing file's; times are in ns."""
+
+    __slots__ = (
+        "atime_ns", "blocks", "ctime_ns", "dev", "gid", "ino", "mode", "mtime_ns", "nlink", "rdev", "size", "uid",
+    )  # fmt: skip
+
+    def __init__(self, st: os.stat_result) -> None:
+        self.mode = st.st_mode
+        self.ino = st.st_ino
+        self.dev = st.st_dev
+        self.nlink = st.st_nlink
+        self.uid = st.st_uid
+        self.gid = st.st_gid
+        self.rdev = st.st_rdev
+        self.size = st.st_size
+        self.blocks = st.st_blocks
+        self.atime_ns = st.st_atime_ns
+        self.mtime_ns = st.st_mtime_ns
+        self.ctime_ns = st.st_ctime_ns
+
+
+#: `LayerDir.look`'s answer for a deleted name.  Never shown; only its identity counts.
+WHITEOUT = Attr(os.stat_result(range(os.stat_result.n_sequence_fields)))
+
+
+class LayerDir:
+    """A layer directory; `close` it.  `spelling` None means: its whiteouts may be spelled either way.
+
+    `ownership` None means: as fuse-overlayfs does, tell by whether the root carries ``override_stat``.
+    `links` is the file with the layer's groups of hard-linked names, if there is one.  Raises OSError.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        ownership: Ownership | None = None,
+        spelling: Spelling | None = None,
+        links: str | None = None,
+        prefix: bytes | None = None,
+    ) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._prefix = prefix if prefix is not None else b"/proc/self/fd/%d/" % self.fd
+        self._named = spelling is not Spelling.DEVICE
+        self._override = ownership is Ownership.OVERRIDE
+        if ownership is None:
+            self._override = self._xattr(b"", OVERRIDE_STAT) is not None
+        self._ownership = Ownership.OVERRIDE if self._override else Ownership.REAL
+        self._links_path = links
+        self._links: dict[bytes, list[bytes]] | None = None
+
+    def close(self) -> None:
+        """Close the root fd."""
+        os.close(self.fd)
+
+    # -- one object -----------------------------------------------------------------------------------
+
+    def look(self, path: bytes) -> Attr | None:
+        """What this layer has at `path`: its attributes, `WHITEOUT`, or None.  Raises OSError."""
+        if self._named and path.rpartition(b"/")[2].startswith(whiteout.PREFIX):
+            return None
+        try:
+            attr = Attr(os.stat(path or b".", dir_fd=self.fd, follow_symlinks=False))
+        except OSError as exc:
+            if exc.errno in _ABSENT:
+                return WHITEOUT if self._named and self._has_whiteout_file(path) else None
+            raise
+        kind = attr.mode & 0o170000
+        if kind == stat.S_IFCHR and attr.rdev == 0:
+            return WHITEOUT
+        if kind == stat.S_IFREG and attr.size == 0 and self._named and self._is_xattr_whiteout(path):
+            return WHITEOUT
+        if self._override:
+            self._apply_override(path, attr)
+        return attr
+
+    def _apply_override(self, path: bytes, attr: Attr) -> None:
+        """Put the image's owner, mode and type in the place of the backing file's."""
+        attr.uid = attr.gid = 0
+        kind = attr.mode & 0o170000
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):
+            return  # cannot carry the xattr
+        value = self._xattr(path, OVERRIDE_STAT)
+        if value is None:
+            return
+        try:
+            attr.uid, attr.gid, permissions, told, attr.rdev = decode(value)
+        except ValueError:
+            raise OSError(errno.EIO, "damaged override_stat", path) from None
+        attr.mode = permissions | (kind if told is None else told)
+        if told is not None and told not in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR):
+            attr.size = attr.blocks = 0
+
+    def is_opaque(self, path: bytes) -> bool:
+        """True when the directory at `path` hides those of the layers below."""
+        for name in self._raw_names(path):
+            if name in whiteout.OPAQUE_XATTRS and self._xattr(path, name) == b"y":
+                return True
+        if not self._named:
+            return False
+        marker = path + b"/" + whiteout.OPAQUE_NAME if path else whiteout.OPAQUE_NAME
+        return self._exists(marker) or bool(path and self._has_whiteout_file(path))
+
+    def scan(self, path: bytes) -> Iterator[tuple[bytes, bool]]:
+        """The names in the directory at `path`, each with whether it is a whiteout.  Raises OSError."""
+        names: dict[bytes, bool] = {}
+        with os.scandir(self._prefix + path if path or self._prefix else b".") as entries:
+            for entry in entries:
+                name = entry.name
+                if self._named and name.startswith(whiteout.PREFIX):
+                    marker, target = whiteout.tar_marker(name)
+                    if marker is whiteout.Marker.WHITEOUT:
+                        names.setdefault(target, True)
+                elif entry.is_file(follow_symlinks=False):
+                    names[name] = self._named and self.look(path + b"/" + name if path else name) is WHITEOUT
+                elif entry.is_dir(follow_symlinks=False) or entry.is_symlink():
+                    names[name] = False
+                else:
+                    names[name] = whiteout.is_device(entry.stat(follow_symlinks=False))
+        return iter(names.items())
+
+    # -- content --------------------------------------------------------------------------------------
+
+    def open(self, path: bytes, flags: int = os.O_RDONLY) -> int:
+        """The regular file at `path` as an fd of ours.  Raises OSError.
+
+        O_NONBLOCK: should it be something else after all, such as a fifo, we must not wait on it.
+        """
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.fd)
+
+    def readlink(self, path: bytes) -> bytes:
+        """The target of the symlink at `path`.  Raises OSError."""
+        try:
+            return os.readlink(path, dir_fd=self.fd)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL or not self._override:
+                raise
+        fd = self.open(path)
+        try:
+            return os.pread(fd, 4096, 0)
+        finally:
+            os.close(fd)
+
+    def getxattr(self, path: bytes, name: bytes) -> bytes | None:
+        """The image's xattr `name` of the object at `path`; None when it has none.  Raises OSError."""
+        if is_internal(name):
+            return None
+        return self._xattr(path, backing_xattr(name, self._ownership))
+
+    def listxattr(self, path: bytes) -> list[bytes]:
+        """The names of the image's xattrs of the object at `path`.  Raises OSError."""
+        return visible_xattrs(self._raw_names(path), self._ownership)
+
+    def linked(self, path: bytes) -> list[bytes] | None:
+        """All names in this layer of the file at `path`, itself included; None when that is not recorded."""
+        if self._links is None:
+            self._links = _read_links(self._links_path)
+        return self._links.get(path)
+
+    def statvfs(self) -> os.statvfs_result:
+        """The backing filesystem's.  Raises OSError."""
+        return os.fstatvfs(self.fd)
+
+    # -- the backing file -----------------------------------------------------------------------------
+
+    def _exists(self, path: bytes) -> bool:
+        try:
+            os.stat(path, dir_fd=self.fd, follow_symlinks=False)
+        except OSError as exc:
+            if exc.errno in (*_ABSENT, errno.ENAMETOOLONG):
+                return False
+            raise
+        return True
+
+    def _has_whiteout_file(self, path: bytes) -> bool:
+        directory, slash, name = path.rpartition(b"/")
+        return self._exists(directory + slash + whiteout.PREFIX + name)
+
+    def _is_xattr_whiteout(self, path: bytes) -> bool:
+        """Linux 6.7's spelling; as the kernel, only in a directory that says it may contain some."""
+        if not any(name in whiteout.WHITEOUT_XATTRS for name in self._raw_names(path)):
+            return False
+        directory = path.rpartition(b"/")[0]
+        return any(self._xattr(directory, name) == b"x" for name in whiteout.OPAQUE_XATTRS)
+
+    def _xattr(self, path: bytes, name: bytes) -> bytes | None:
+        try:
+            return os.getxattr(self._prefix + path or b".", name, follow_symlinks=not path)
+        except OSError as exc:
+            if exc.errno in _NO_XATTR:
+                return None
+            raise
+
+    def _raw_names(self, path: bytes) -> list[bytes]:
+        try:
+            names = os.listxattr(self._prefix + path or b".", follow_symlinks=not path)
+        except OSError as exc:
+            if exc.errno in _NO_XATTR:
+                return []
+            raise
+        return [os.fsencode(name) for name in names]
+
+
+def _read_links(path: str | None) -> dict[bytes, list[bytes]]:
+    """The groups in a layer's ``links`` file: one JSON array of names a line."""
+    if path is None or not os.path.exists(path):
+        return {}
+    found: dict[bytes, list[bytes]] = {}
+    with open(path, encoding="ascii") as lines:
+        for line in lines:
+            group = [os.fsencode(name) for name in json.loads(line)]
+            found.update(dict.fromkeys(group, group))
+    return found

@@ -1,0 +1,66 @@
+"""Which layer answers for a name.
+
+Walk the stack from the top.  The first layer with an opinion wins: a whiteout says no, a non-directory says
+"me alone", a directory says "me, and whoever below me is a directory too" - until one of us is opaque.  A layer
+of which the parent is not part of the merged directory is not asked at all: the stack given is the parent's.
+
+Lookup, readdir, Changes and Diff all call here, so that there is one answer.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+
+from fusestore.driver.union.layerdir import WHITEOUT, Attr, LayerDir
+
+
+class Entry:
+    """An object of the union: its attributes and the layers it is made of, topmost first."""
+
+    __slots__ = ("attr", "layers")
+
+    def __init__(self, attr: Attr, layers: tuple[LayerDir, ...]) -> None:
+        self.attr = attr
+        self.layers = layers
+
+
+def resolve(layers: Sequence[LayerDir], path: bytes) -> Entry | None:
+    """What `path` is, where `layers` are the layers of its parent directory; None when it is not.
+
+    Raises OSError.
+    """
+    top = None
+    found: list[LayerDir] = []
+    last = layers[-1]
+    for layer in layers:
+        attr = layer.look(path)
+        if attr is None:
+            continue
+        if attr is WHITEOUT:
+            break
+        if top is None:
+            if not stat.S_ISDIR(attr.mode):
+                return Entry(attr, (layer,))
+            top = attr
+        elif not stat.S_ISDIR(attr.mode):
+            break
+        found.append(layer)
+        if layer is not last and layer.is_opaque(path):
+            break
+    return Entry(top, tuple(found)) if top is not None else None
+
+
+def children(layers: Sequence[LayerDir], path: bytes) -> list[tuple[bytes, int]]:
+    """The names in the merged directory `path`, each with the index of its topmost layer in `layers`.
+
+    ``resolve(layers[index:], path + name)`` is the child.  Raises OSError.
+    """
+    if len(layers) == 1:
+        return [(name, 0) for name, deleted in layers[0].scan(path) if not deleted]
+    opinions: dict[bytes, int] = {}
+    for index, layer in enumerate(layers):
+        for name, deleted in layer.scan(path):
+            if name not in opinions:
+                opinions[name] = -1 if deleted else index
+    return [(name, index) for name, index in opinions.items() if index >= 0]

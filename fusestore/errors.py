@@ -1,0 +1,171 @@
+"""Every exception this package raises on purpose.
+
+Four faults have four spellings, so that a caller knows whom to blame without reading a message:
+
+=============  ==============================================================
+the caller     ``ValueError`` / ``TypeError``, or a subclass below (an unknown
+               name, a handle released twice)
+the input      `InvalidInput`: a tar, a manifest or an archive that is wrong
+the machine    ``OSError`` as the kernel raised it, or `FuseUnavailable`
+ourselves      `CorruptStore`: an invariant of the store is broken
+=============  ==============================================================
+
+What failed is in attributes; ``str()`` is one line that a person can act on.
+The union core (`fusestore.driver.union`) raises ``OSError`` and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def printable(name: bytes | str) -> str:
+    """A name from an image as text that cannot steer a terminal or break a line."""
+    text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class FusestoreError(Exception):
+    """Base of all errors below; the command line prints it and exits 125."""
+
+
+# -- the caller's fault -------------------------------------------------------------------------------
+
+
+class ImageNotFound(FusestoreError):
+    """No image has this name or id (c/storage: ErrImageUnknown)."""
+
+    def __init__(self, name: str, near: Sequence[str] = ()) -> None:
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; `fusestore images` lists what there is"
+        super().__init__(f"{printable(name)}: image not known{hint}")
+        self.name, self.near = name, tuple(near)
+
+
+class AmbiguousName(FusestoreError):
+    """An id prefix that fits more than one image (truncindex: ErrAmbiguousPrefix)."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(f"{prefix}: fits more than one image; give more of the id")
+        self.prefix = prefix
+
+
+class InvalidReference(FusestoreError, ValueError):
+    """Not an image name (distribution reference grammar)."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{printable(name)}: not an image name: {reason}")
+        self.name, self.reason = name, reason
+
+
+class LayerNotFound(FusestoreError):
+    """No layer has this chain ID (moby: ErrLayerDoesNotExist)."""
+
+    def __init__(self, chain_id: str) -> None:
+        super().__init__(f"{printable(chain_id)}: layer does not exist")
+        self.chain_id = chain_id
+
+
+class LayerNotRetained(FusestoreError):
+    """A layer handle was released twice (moby: ErrLayerNotRetained)."""
+
+    def __init__(self, chain_id: str) -> None:
+        super().__init__(f"{chain_id}: layer not retained")
+        self.chain_id = chain_id
+
+
+class LayerInUse(FusestoreError):
+    """The layer cannot be deleted: mounted, or held by another process."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{printable(what)}: in use: {reason}")
+        self.what, self.reason = what, reason
+
+
+class MaxDepthExceeded(FusestoreError):
+    """A chain would get more than 125 layers (moby: ErrMaxDepthExceeded)."""
+
+    def __init__(self, depth: int, limit: int) -> None:
+        super().__init__(f"max depth exceeded: layer {depth} of a chain that may have {limit}")
+        self.depth, self.limit = depth, limit
+
+
+class MountNotFound(FusestoreError):
+    """Nothing of ours is mounted there."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{printable(what)}: not mounted by fusestore; `fusestore mount` lists mounts")
+        self.what = what
+
+
+class InvalidMountpoint(FusestoreError):
+    """The directory asked for cannot be mounted on."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{printable(path)}: cannot mount here: {reason}")
+        self.path, self.reason = path, reason
+
+
+# -- the input's fault --------------------------------------------------------------------------------
+
+
+class InvalidInput(FusestoreError):
+    """Bytes from outside that are not what they claim to be."""
+
+
+class InvalidLayer(InvalidInput):
+    """A layer tar that cannot or must not be unpacked; `entry` is the member's name, if one is at fault."""
+
+    def __init__(self, reason: str, entry: bytes | None = None) -> None:
+        where = f"entry {printable(entry)}: " if entry is not None else ""
+        super().__init__(f"invalid layer: {where}{reason}")
+        self.reason, self.entry = reason, entry
+
+
+class InvalidImage(InvalidInput):
+    """A manifest, configuration, index or archive that is not an image we can read."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{printable(source)}: {reason}")
+        self.source, self.reason = source, reason
+
+
+class DigestMismatch(InvalidInput):
+    """Content whose digest or size is not the one it was announced with."""
+
+    def __init__(self, what: str, expected: str, actual: str) -> None:
+        super().__init__(f"{what}: expected {printable(expected)}, got {actual}; the source is damaged or was changed")
+        self.what, self.expected, self.actual = what, expected, actual
+
+
+# -- the machine's fault ------------------------------------------------------------------------------
+
+
+class FuseUnavailable(FusestoreError):
+    """This machine does not let us mount; `hint` is the remedy."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(f"{reason}; {hint}")
+        self.reason, self.hint = reason, hint
+
+
+class MountFailed(FusestoreError):
+    """The server behind a mount did not come up; `log` is the tail of what it said."""
+
+    def __init__(self, mountpoint: str, reason: str) -> None:
+        super().__init__(f"{printable(mountpoint)}: mount failed: {reason}")
+        self.mountpoint, self.reason = mountpoint, reason
+
+
+class NotSupported(FusestoreError):
+    """This store, driver or filesystem cannot do that (graphdriver: ErrNotSupported)."""
+
+
+# -- our fault ----------------------------------------------------------------------------------------
+
+
+class CorruptStore(FusestoreError):
+    """An invariant of the store is broken; `path` is where."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{printable(path)}: the store is damaged: {reason}")
+        self.path, self.reason = path, reason

@@ -1,0 +1,162 @@
+"""Operations on whole files and trees that survive crashes, races and hostile names.
+
+``tmp/`` of a store is where everything half-made lives, each thing flocked by whoever makes it.  What lies there
+unlocked belongs to a process that died; `sweep` deletes it.  `sweeping` keeps a sweep away during the moment
+between making a name and locking it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def fsync_directory(path: bytes) -> None:
+    """Make the names in directory `path` durable.  Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def opened(directory: Path | bytes) -> Iterator[int]:
+    """A directory as an fd."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, data: bytes, tmp: Path) -> None:
+    """Replace `path` by `data` so that a crash leaves the old or the new, whole.  Raises OSError.
+
+    `tmp` is the store's ``tmp/``, on the same filesystem.
+    """
+    with sweeping(tmp):
+        staged = tmp / f"{path.name}.{os.getpid()}"
+        fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+            staged.rename(path)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+    fsync_directory(os.fsencode(path.parent))
+
+
+def lock(path: Path, operation: int, flags: int = 0) -> int:
+    """Open `path` and flock it; the fd, whose close unlocks.  Raises BlockingIOError for LOCK_NB, OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    try:
+        fcntl.flock(fd, operation)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextmanager
+def sweeping(tmp: Path) -> Iterator[None]:
+    """Exclude `sweep` while something is made under `tmp` and not yet locked."""
+    with opened(tmp) as fd:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield
+
+
+def sweep(tmp: Path) -> None:
+    """Delete what processes that died left under `tmp`: everything nobody has locked."""
+    with opened(tmp) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # somebody is busy making something; the next one will sweep
+        for entry in list(os.scandir(tmp)):
+            lock = os.path.join(entry.path, "lock") if entry.is_dir(follow_symlinks=False) else entry.path
+            if not _is_locked(lock):
+                remove_tree(Path(entry.path))
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def remove_tree(path: Path) -> None:
+    """Delete `path` and all below it; iterative, by directory fds, never through a symlink.
+
+    Raises OSError.  Names are relative to `path`, so that trees as deep as PATH_MAX go too.  Two processes
+    may delete one tree at a time: a name that is gone already is no error.
+    """
+    try:
+        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        path.unlink(missing_ok=True)
+        return
+    try:
+        empty_directory(top)
+    finally:
+        os.close(top)
+    with suppress(FileNotFoundError):
+        path.rmdir()
+
+
+def empty_directory(top: int) -> None:
+    """Delete everything below the directory behind fd `top`.  Raises OSError."""
+    directories = []
+    for path, fd, entries in _walk(top):
+        directories.append(path)
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                with suppress(FileNotFoundError):
+                    os.unlink(entry.name, dir_fd=fd)
+    for path in reversed(directories[1:]):
+        with suppress(FileNotFoundError):
+            os.rmdir(path, dir_fd=top)
+
+
+def tree_size(top: int) -> int:
+    """The bytes of all files below the directory behind fd `top`, each inode once, directories not at all."""
+    seen: set[int] = set()
+    total = 0
+    for _, _, entries in _walk(top):
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False) and entry.inode() not in seen:
+                seen.add(entry.inode())
+                total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def _walk(top: int) -> Iterator[tuple[bytes, int, list[os.DirEntry[str]]]]:
+    """Every directory at and below `top`, parents first, as (path, fd, entries); iterative, so of any depth."""
+    todo = [b"."]
+    for path in todo:  # grows while we walk
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+        except FileNotFoundError:
+            continue
+        try:
+            entries = list(os.scandir(fd))
+            todo += [path + b"/" + os.fsencode(e.name) for e in entries if e.is_dir(follow_symlinks=False)]
+            yield path, fd, entries
+        finally:
+            os.close(fd)

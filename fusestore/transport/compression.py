@@ -1,0 +1,151 @@
+"""Decompression, told by content: media types lie, and ``docker save | gzip`` has none.
+
+gzip (any number of members), zstd (any number of frames, window up to 128 MiB), bzip2, xz, or nothing.  All are
+libraries in this process; no program is run.  A stream that ends early is an error, as is rubbish behind it.
+"""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import queue
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+from isal import igzip, isal_zlib
+
+from fusestore.digest import Readable
+from fusestore.errors import FusestoreError, InvalidLayer
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_CHUNK = 1 << 20
+_AHEAD = 4  # chunks that the decompressing thread may be ahead
+_WINDOW_LOG = 27  # 128 MiB, what zstd itself calls --long
+
+
+def _gzip(source: IO[bytes]) -> Readable:
+    return cast(Readable, igzip.IGzipFile(fileobj=source, mode="rb"))  # type: ignore[no-untyped-call]
+
+
+def _zstd(source: IO[bytes]) -> Readable:
+    options = {int(zstd.DecompressionParameter.window_log_max): _WINDOW_LOG}
+    return cast(Readable, zstd.ZstdFile(source, options=options))
+
+
+#: How a stream begins -> who reads it.
+_FORMATS: dict[bytes, Callable[[IO[bytes]], Readable]] = {
+    b"\x1f\x8b": _gzip,
+    b"\x28\xb5\x2f\xfd": _zstd,
+    b"BZh": lambda source: cast(Readable, bz2.BZ2File(source)),
+    b"\xfd7zXZ\x00": lambda source: cast(Readable, lzma.LZMAFile(source)),
+}
+_ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]
+_DAMAGE = (EOFError, zlib.error, _ISAL_ERROR, zstd.ZstdError, lzma.LZMAError, igzip.BadGzipFile)
+
+
+class _Raw(io.RawIOBase):
+    """Anything with ``read`` as a file object; buffered, so that its beginning can be looked at."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401
+        data = self._source.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Decompressed:
+    """The plain bytes of a stream; a damaged one raises InvalidLayer."""
+
+    def __init__(self, source: Readable) -> None:
+        self._buffered = io.BufferedReader(_Raw(source), _CHUNK)
+        start = self._buffered.peek(6)[:6]
+        opener = next((opener for magic, opener in _FORMATS.items() if start.startswith(magic)), None)
+        self._reader: Readable = opener(self._buffered) if opener else self._buffered
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            data = self._reader.read(size)
+            return data or self._rest()
+        except _DAMAGE as exc:
+            raise InvalidLayer(f"its compressed data is damaged or cut: {exc}") from None
+        except OSError as exc:
+            if exc.errno is None:  # bz2's and gzip's own complaints
+                raise InvalidLayer(f"its compressed data is damaged: {exc}") from None
+            raise
+
+    def _rest(self) -> bytes:
+        """The end: what the decompressor left unread still has to pass through whoever verifies the source."""
+        while self._buffered.read(_CHUNK):
+            pass
+        return b""
+
+
+def is_compressed(start: bytes) -> bool:
+    """True if a stream that begins with `start` is in one of the formats."""
+    return start.startswith(tuple(_FORMATS))
+
+
+def decompressed(source: Readable) -> Readable:
+    """The plain bytes of `source`.  Its reads raise InvalidLayer, and what `source` raises."""
+    return _Decompressed(source)
+
+
+@contextmanager
+def ahead(source: Readable) -> Iterator[Readable]:
+    """`source` read by a thread of its own, a few chunks ahead, so that two processors can work."""
+    chunks: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
+    stop = threading.Event()
+
+    def put(item: bytes | BaseException) -> bool:
+        while not stop.is_set():
+            try:
+                chunks.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def run() -> None:
+        try:
+            while put(data := source.read(_CHUNK)) and data:
+                pass
+        except (FusestoreError, OSError, MemoryError) as exc:
+            put(exc)
+
+    thread = threading.Thread(target=run, name="decompress", daemon=True)
+    thread.start()
+    try:
+        yield _Queued(chunks)
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _Queued:
+    def __init__(self, chunks: queue.Queue[bytes | BaseException]) -> None:
+        self._chunks = chunks
+        self._rest = b""
+        self._ended = False
+
+    def read(self, size: int, /) -> bytes:
+        if not self._rest and not self._ended:
+            item = self._chunks.get()
+            if isinstance(item, BaseException):
+                raise item
+            self._rest, self._ended = item, not item
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data

@@ -1,0 +1,137 @@
+"""From a place that a user names to images in a store.
+
+For each layer: blob -> digest of what is read -> decompressed, a thread ahead -> diff ID -> unpacked.  The
+blob's digest is compared when its end is reached, the diff ID before the layer is named, and the image is
+named last.  Whatever goes wrong, the layers that this import made are given back, and the store is as before.
+
+Layers that the store has already are not unpacked again, but their blobs are still verified.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from fusestore.digest import ChainID, DiffID, HashingReader, Readable, chain_id
+from fusestore.errors import DigestMismatch, InvalidImage, LayerNotFound
+from fusestore.store.images import Image
+from fusestore.store.layer import Layer
+from fusestore.store.storage import Store
+from fusestore.transport import archive, docker, oci
+from fusestore.transport.compression import ahead, decompressed
+from fusestore.transport.source import ImageSource, LayerSource, Progress, Quiet
+
+TRANSPORTS = ("oci", "oci-archive", "docker-archive")
+
+
+@contextmanager
+def _sources(place: str, tmp: Path, stdin: IO[bytes] | None) -> Iterator[list[ImageSource]]:
+    """The images at `place`: ``TRANSPORT:PATH[:REF]``, a path, or ``-``.  Raises InvalidImage, OSError."""
+    transport, colon, rest = place.partition(":")
+    if not colon or transport not in TRANSPORTS:
+        transport, rest = "", place
+    path, ref = (rest, None) if rest == "-" else _split(rest)
+    if rest != "-":
+        os.stat(path)  # one clear error for what is not there
+    if transport == "oci" or (not transport and os.path.isdir(path)):
+        yield [oci.Layout(oci.Directory(Path(path))).image(ref)]
+        return
+    stream = stdin or sys.stdin.buffer
+    with archive.opened(Path(path) if path != "-" else stream, tmp) as opened:
+        yield _in_archive(opened, transport, ref)
+
+
+def _in_archive(opened: archive.Archive, transport: str, ref: str | None) -> list[ImageSource]:
+    # Docker since 25 writes both kinds into one tar; manifest.json has the full names.
+    if transport != "oci-archive" and docker.is_docker(opened):
+        return docker.images(opened, ref)
+    if transport != "docker-archive" and oci.is_layout(opened):
+        return [oci.Layout(opened).image(ref)]
+    kind = {"": "an OCI or Docker archive"}.get(transport, f"an {transport}:")
+    raise InvalidImage(opened.name, f"not {kind}")
+
+
+def _split(rest: str) -> tuple[str, str | None]:
+    """PATH[:REF]; the path is the longest part before a colon that exists."""
+    if os.path.exists(rest):
+        return rest, None
+    for position in range(len(rest) - 1, 0, -1):
+        if rest[position] == ":" and os.path.exists(rest[:position]):
+            return rest[:position], rest[position + 1 :]
+    return rest, None
+
+
+def load(
+    store: Store,
+    place: str,
+    *,
+    names: Sequence[str] = (),
+    progress: Progress | None = None,
+    stdin: IO[bytes] | None = None,
+) -> list[Image]:
+    """Import the images at `place` and name them; `names` are full names to give besides their own.
+
+    Raises InvalidImage, InvalidLayer, DigestMismatch, MaxDepthExceeded, OSError.
+    """
+    store.collect()
+    with _sources(place, store.root / "tmp", stdin) as sources:
+        return [_import(store, source, names, progress or Quiet()) for source in sources]
+
+
+def _import(store: Store, source: ImageSource, names: Sequence[str], progress: Progress) -> Image:
+    with ExitStack() as handles:
+        top: ChainID | None = None
+        for layer in source.layers:
+            handle = _layer(store, layer, top, progress)
+            handles.callback(store.layers.release, handle)
+            top = handle.chain_id
+        return store.create_image([*source.names, *names], top, source.configuration, source.manifest)
+
+
+def _layer(store: Store, source: LayerSource, parent: ChainID | None, progress: Progress) -> Layer:
+    progress.start((source.digest or source.diff_id).removeprefix("sha256:")[:12], source.size)
+    with source.open() as blob:
+        verified = _Verified(blob, source, progress)
+        try:
+            handle = store.layers.get(chain_id(parent, source.diff_id))
+        except LayerNotFound:
+            with ahead(decompressed(verified)) as stream:
+                handle = store.layers.register(stream, parent, source.diff_id)
+            progress.finish("done")
+            return handle
+        try:
+            _verify_unread(verified, source)
+        except BaseException:
+            store.layers.release(handle)
+            raise
+        progress.finish("already exists")
+        return handle
+
+
+def _verify_unread(blob: _Verified, source: LayerSource) -> None:
+    """A layer that is there already: its blob must still be what it claims to be."""
+    reader = HashingReader(blob if source.digest else decompressed(blob))
+    reader.drain()
+    if source.digest is None and DiffID(reader.digest()) != source.diff_id:
+        raise DigestMismatch("layer", source.diff_id, reader.digest())
+
+
+class _Verified:
+    """A blob that raises DigestMismatch at its end if it was not what its descriptor says."""
+
+    def __init__(self, blob: Readable, source: LayerSource, progress: Progress) -> None:
+        self._hashing = HashingReader(blob)
+        self._source = source
+        self._progress = progress
+
+    def read(self, size: int, /) -> bytes:
+        data = self._hashing.read(size)
+        self._progress.advance(len(data))
+        expected = self._source.digest
+        if not data and expected is not None and self._hashing.digest() != expected:
+            raise DigestMismatch(f"layer blob {expected}", expected, self._hashing.digest())
+        return data

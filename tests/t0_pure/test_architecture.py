@@ -1,0 +1,204 @@
+"""The shape of the package, read from its syntax tree: who imports whom, and how long things are.
+
+Modules are named without the leading `fusestore.`; a package's `__init__` has the package's name, and the
+top one is `fusestore`. An import counts wherever it stands, in a function or for type checking too: it is a
+dependency. Only the search for cycles leaves out what is imported for type checking.
+"""
+
+import ast
+import graphlib
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "fusestore"
+
+# What each module may import of this package, directly. A key or value may be a pattern; an exact key wins
+# over a pattern. Packages' `__init__` need no row: they may import whatever is below them.
+EVERYWHERE = {"errors", "digest"}
+UNION = {"driver.union", "driver.union.*"}
+ALLOWED = {
+    "errors": set(),
+    "digest": set(),
+    "syscalls": set(),
+    "reference": set(),
+    "config": set(),
+    "tar": set(),
+    "driver.api": set(),
+    "driver.whiteout": {"syscalls"},
+    "driver.ownership": {"syscalls"},
+    "driver.layout": {"syscalls"},
+    "driver.apply": {"syscalls", "tar", "driver.api", "driver.whiteout", "driver.ownership"},
+    "driver.diff": {
+        "syscalls",
+        "driver.api",
+        "driver.whiteout",
+        "driver.ownership",
+        "driver.union.layerdir",
+        "driver.union.resolve",
+    },
+    "driver.union.layerdir": {"syscalls", "driver.whiteout", "driver.ownership"},
+    "driver.union.resolve": {"driver.union.layerdir"},
+    "driver.union.nodes": set(),
+    "driver.union.copyup": {"syscalls", "driver.union.layerdir"},
+    "driver.union.tree": UNION,
+    "driver.operations": {"driver.union.tree"},
+    "driver.loop": set(),
+    "driver.server": {"driver.layout", "driver.operations", "driver.loop"} | UNION,
+    "driver.mounter": {"syscalls", "driver.layout"},
+    "driver.fuse": {"driver.api", "driver.layout", "driver.apply", "driver.diff", "driver.mounter"},
+    "driver.vfs": {"driver.api", "driver.layout", "driver.apply", "driver.diff", "driver.mounter"},
+    "driver.program": {"driver.layout", "driver.mounter", "driver.server"},
+    "store.database": set(),
+    "store.metadata": {"store.database"},
+    "store.tarsplit": {"tar"},
+    "store.layer": {"driver.api", "store.metadata", "store.tarsplit"},
+    "store.layerstore": {"driver.api", "store.metadata", "store.tarsplit", "store.layer"},
+    "store.images": {"store.database"},
+    "store.containers": {"store.database"},
+    "store.storage": {"config", "store.layerstore", "store.images", "store.containers"},
+    "store.graph": {"store.storage"},
+    "store.truncindex": {"store.storage"},
+    "store.check": {"store.storage"},
+    "store.additional": {"store.database", "store.images"},
+    "transport.*": {"reference", "tar", "store.storage", "store.layerstore", "transport.*"},
+    "cli.*": {"*"},
+    "testing": {"*"},
+    "__main__": {"cli", "cli.*"},
+}
+
+# Modules of others that only some of ours may import: (who is bound, what they import, who is free).
+RESERVED = [
+    ("*", "ctypes", {"syscalls"}),
+    ("*", "pyfuse3", {"driver.operations", "driver.loop", "driver.server", "cli.doctor"}),
+    ("driver.*", "subprocess", {"driver.mounter"}),
+    ("driver.union*", "logging", set()),
+]
+
+# In lines: the most that one may have, and the median of them all.
+MODULE_LINES = 650, 200
+FUNCTION_LINES = 64, 10
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "fusestore"
+
+
+PATHS = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_bytes(), path) for name, path in PATHS.items()}
+MODULES = sorted(PATHS)
+
+
+def is_package(module: str) -> bool:
+    return PATHS[module].name == "__init__.py"
+
+
+def nodes(tree: ast.AST, type_checking: bool) -> Iterator[ast.AST]:
+    """Every node of the tree; without those under `if TYPE_CHECKING:` unless asked for."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test) and not type_checking:
+            for statement in child.orelse:
+                yield from nodes(statement, type_checking)
+        else:
+            yield from nodes(child, type_checking)
+
+
+def imports(module: str, type_checking: bool = True) -> set[str]:
+    """The full names of the modules that this one imports; of others, `a.b` for `from a.b import c`."""
+    found = set()
+    package = f"fusestore.{module}".removesuffix(".fusestore").split(".")
+    for node in nodes(TREES[module], type_checking):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            up = len(package) - node.level + is_package(module)
+            base = ".".join([*(package[:up] if node.level else []), *filter(None, [node.module])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                found.add(inner if inner.removeprefix("fusestore.") in PATHS else base)
+    return found
+
+
+def own_imports(module: str, type_checking: bool = True) -> set[str]:
+    return {
+        name.removeprefix("fusestore.")
+        for name in imports(module, type_checking)
+        if name == "fusestore" or name.startswith("fusestore.")
+    }
+
+
+def allowed(module: str) -> set[str]:
+    if is_package(module):
+        below = {"*"} if module == "fusestore" else {f"{module}.*"}
+        return below | ALLOWED.get(module, set())
+    for pattern in sorted(ALLOWED, key=lambda key: "*" in key):
+        if fnmatchcase(module, pattern):
+            return ALLOWED[pattern]
+    pytest.fail(f"fusestore.{module} has no row in ALLOWED of {__file__}: add what it may import")
+
+
+def matches(module: str, patterns: set[str]) -> bool:
+    return any(fnmatchcase(module, pattern) for pattern in patterns)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_what_its_row_allows(module):
+    may = allowed(module) | EVERYWHERE
+    wrong = {name for name in own_imports(module) if not matches(name, may)}
+    assert not wrong, f"fusestore.{module} may not import {sorted(wrong)}"
+
+
+def test_no_import_cycles():
+    graph = {module: own_imports(module, type_checking=False) - {module} for module in MODULES}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as cycle:
+        pytest.fail(" <- ".join(cycle.args[1]))
+
+
+@pytest.mark.parametrize(
+    ("bound", "reserved", "free"), RESERVED, ids=[f"{row[0]}-{row[1]}" for row in RESERVED]
+)
+def test_imports_of_reserved_modules(bound, reserved, free):
+    wrong = {
+        module
+        for module in MODULES
+        if fnmatchcase(module, bound) and module not in free
+        if reserved in {name.split(".")[0] for name in imports(module)}
+    }
+    assert not wrong, f"{reserved} is imported by {sorted(wrong)}"
+
+
+def test_command_line_starts_without_trio_and_pyfuse3():
+    code = "import sys, fusestore.cli; print(*sorted({'trio', 'pyfuse3'} & sys.modules.keys()))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30
+    )
+    assert answer.stdout.strip() == ""
+
+
+def check_sizes(sizes: dict[str, int], most: int, median: int) -> None:
+    too_long = {name: size for name, size in sizes.items() if size > most}
+    assert not too_long, f"longer than {most} lines"
+    assert statistics.median(sizes.values()) <= median
+
+
+def test_module_sizes():
+    check_sizes({name: len(path.read_bytes().splitlines()) for name, path in PATHS.items()}, *MODULE_LINES)
+
+
+def test_function_sizes():
+    sizes = {
+        f"{module}:{node.name}:{node.lineno}": node.end_lineno - node.lineno + 1
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    check_sizes(sizes, *FUNCTION_LINES)
