@@ -44,7 +44,7 @@ def _default_runroot() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isdir(runtime) and os.access(runtime, os.W_OK):
         return Path(runtime) / "fusestore"
-    return Path(f"/tmp/fusestore-{os.getuid()}")  # noqa: S108 - private() verifies its owner
+    return Path(f"/tmp/fusestore-{os.getuid()}")
 
 
 def private(directory: Path) -> Path:

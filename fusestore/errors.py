@@ -133,7 +133,9 @@ class DigestMismatch(InvalidInput):
     """Content whose digest or size is not the one it was announced with."""
 
     def __init__(self, what: str, expected: str, actual: str) -> None:
-        super().__init__(f"{what}: expected {printable(expected)}, got {actual}; the source is damaged or was changed")
+        super().__init__(
+            f"{what}: expected {printable(expected)}, got {actual}; the source is damaged or was changed"
+        )
         self.what, self.expected, self.actual = what, expected, actual
 
 

@@ -1,8 +1,8 @@
 """Operations on whole files and trees that survive crashes, races and hostile names.
 
-``tmp/`` of a store is where everything half-made lives, each thing flocked by whoever makes it.  What lies there
-unlocked belongs to a process that died; `sweep` deletes it.  `sweeping` keeps a sweep away during the moment
-between making a name and locking it.
+``tmp/`` of a store is where everything half-made lives, each thing flocked by whoever makes it.  What lies
+there unlocked belongs to a process that died; `sweep` deletes it.  `sweeping` keeps a sweep away during the
+moment between making a name and locking it.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def tree_size(top: int) -> int:
 
 
 def _walk(top: int) -> Iterator[tuple[bytes, int, list[os.DirEntry[str]]]]:
-    """Every directory at and below `top`, parents first, as (path, fd, entries); iterative, so of any depth."""
+    """Every directory at and below `top` as (path, fd, entries), parents first, however deep."""
     todo = [b"."]
     for path in todo:  # grows while we walk
         try:

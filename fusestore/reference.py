@@ -1,8 +1,9 @@
 """Image names as users write them.
 
-The grammar is distribution's (``reference/regexp.go``): ``[DOMAIN/]PATH[:TAG][@DIGEST]``.  The first component
-is a domain if it has a dot or a colon or is ``localhost``.  A bare ``debian`` is ``docker.io/library/debian:latest``
-to registries; what a user made here is ``localhost/debian:latest``, and lookups try both, local first.
+The grammar is distribution's (``reference/regexp.go``): ``[DOMAIN/]PATH[:TAG][@DIGEST]``.  The first
+component is a domain if it has a dot or a colon or is ``localhost``.  A bare ``debian`` is
+``docker.io/library/debian:latest`` to registries; what a user made here is ``localhost/debian:latest``, and
+lookups try both, local first.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ def parse(text: str) -> Reference:
     if colon and not _TAG.fullmatch(tag):
         raise InvalidReference(text, "a tag is up to 128 letters, digits, _ . and -")
     if not _PATH.fullmatch(path):
-        reason = "it must be lower case" if path != path.lower() else "a name is lower-case words joined by . _ - /"
+        reason = (
+            "it must be lower case"
+            if path != path.lower()
+            else "a name is lower-case words joined by . _ - /"
+        )
         raise InvalidReference(text, reason)
     if len(domain) + len(path) > _NAME_LIMIT:
         raise InvalidReference(text, f"over {_NAME_LIMIT} characters")

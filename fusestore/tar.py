@@ -1,10 +1,11 @@
 """Tar archives as a stream of members: every dialect that images use, nothing believed.
 
-An archive is 512-byte blocks: a header, its data rounded up to a block, and so on until two zero blocks.  Four
-generations of headers are read, told apart by their magic: v7, ustar, GNU and (ustar with) PAX.  Some
+An archive is 512-byte blocks: a header, its data rounded up to a block, and so on until two zero blocks.
+Four generations of headers are read, told apart by their magic: v7, ustar, GNU and (ustar with) PAX.  Some
 "members" only describe the next one: PAX records (``x``), GNU long names (``L``, ``K``).  PAX beats the
-fields, a PAX ``size`` also moves the next header (CVE-2025-62518), and global PAX headers (``g``) are ignored
-as Go's reader does.  Sparse files come as old GNU ``S`` members and as PAX versions 0.0, 0.1 and 1.0.
+fields, a PAX ``size`` also moves the next header (CVE-2025-62518), and global PAX headers (``g``) are
+ignored as Go's reader does.  Sparse files come as old GNU ``S`` members and as PAX versions 0.0, 0.1 and
+1.0.
 
 The standard library's reader forgives bad checksums, cut headers and cut data, and keeps no raw blocks.  This
 one refuses whatever Go's, GNU's or libarchive's refuses, raises `InvalidLayer` and nothing else (besides what
@@ -54,7 +55,8 @@ class Member:
     """
 
     __slots__ = (
-        "gid", "kind", "link", "major", "minor", "mode", "mtime_ns", "name", "size", "sparse", "stored", "uid", "xattrs",
+        "gid", "kind", "link", "major", "minor", "mode", "mtime_ns", "name", "size", "sparse", "stored",
+        "uid", "xattrs",
     )  # fmt: skip
 
     name: bytes
@@ -170,7 +172,9 @@ class TarReader:
             if left:
                 self._fill()
                 if not self._buffer:
-                    raise InvalidLayer("the tar ends in the middle of a file's data (truncated)", self._name())
+                    raise InvalidLayer(
+                        "the tar ends in the middle of a file's data (truncated)", self._name()
+                    )
 
     def _small(self, size: int, what: str) -> bytes:
         """The data of a header that describes the next member."""

@@ -65,7 +65,9 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--root", metavar="DIR", help="The store  [default: $FUSESTORE_ROOT or ~/.local/share/fusestore]")
+@click.option(
+    "--root", metavar="DIR", help="The store  [default: $FUSESTORE_ROOT or ~/.local/share/fusestore]"
+)
 @click.option(
     "--runroot",
     metavar="DIR",

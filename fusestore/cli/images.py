@@ -24,7 +24,9 @@ _SHORT_ID = 12
 @click.option("--no-trunc", is_flag=True, help="Print whole ids")
 @click.option("-n", "--noheading", is_flag=True, help="No heading")
 @click.pass_context
-def images(ctx: click.Context, name: str | None, form: str, quiet: bool, no_trunc: bool, noheading: bool) -> None:
+def images(
+    ctx: click.Context, name: str | None, form: str, quiet: bool, no_trunc: bool, noheading: bool
+) -> None:
     """List the images in the store, or those that NAME is a name of.
 
     \b
@@ -112,13 +114,17 @@ def layers(ctx: click.Context, form: str, no_trunc: bool) -> None:
         digits = (name or "").removeprefix("sha256:")
         return digits if no_trunc else digits[:_SHORT_ID]
 
-    rows = [(short(r.chain_id), short(r.diff_id), short(r.parent), age(r.created), size(r.size)) for r in records]
+    rows = [
+        (short(r.chain_id), short(r.diff_id), short(r.parent), age(r.created), size(r.size)) for r in records
+    ]
     table(rows, ("CHAIN ID", "DIFF ID", "PARENT", "CREATED", "SIZE"))
 
 
 @click.command()
 @click.argument("names", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--format", "form", type=click.Choice(["json"]), default="json", show_default=True, help="Output as")
+@click.option(
+    "--format", "form", type=click.Choice(["json"]), default="json", show_default=True, help="Output as"
+)
 @click.pass_context
 def inspect(ctx: click.Context, names: tuple[str, ...], form: str) -> None:
     """Print all that is known of images, as a JSON array with podman's keys.
@@ -181,7 +187,7 @@ def rmi(ctx: click.Context, names: tuple[str, ...], everything: bool, force: boo
     store = open_store(ctx)
     store.collect()
     for name in [image.id for image in store.images()] if everything else names:
-        _remove(store, name, force=force or everything and _is_free(store, name))
+        _remove(store, name, force=force or (everything and _is_free(store, name)))
 
 
 def _is_free(store: Store, name: str) -> bool:
@@ -197,7 +203,9 @@ def _remove(store: Store, name: str, *, force: bool) -> None:
         click.echo(f"Untagged: {gone[0]}")
         return
     if len(image.names) > 1 and not force:
-        raise LayerInUse(image.id[:_SHORT_ID], f"it has several names ({', '.join(image.names)}); use --force")
+        raise LayerInUse(
+            image.id[:_SHORT_ID], f"it has several names ({', '.join(image.names)}); use --force"
+        )
     if force:
         for mountpoint in store.mounts_of(image):
             store.unmount(mountpoint)
@@ -205,5 +213,3 @@ def _remove(store: Store, name: str, *, force: bool) -> None:
     for full in image.names:
         click.echo(f"Untagged: {full}")
     click.echo(f"Deleted: {image.id}")
-
-

@@ -16,10 +16,14 @@ from fusestore.transport.source import Progress, Quiet
 @click.command()
 @click.argument("source", required=False)
 @click.option("-i", "--input", "file", metavar="FILE", help="The same as SOURCE, as podman spells it")
-@click.option("-t", "--tag", "tags", metavar="NAME", multiple=True, help="Give the image this name too; repeatable")
+@click.option(
+    "-t", "--tag", "tags", metavar="NAME", multiple=True, help="Give the image this name too; repeatable"
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress")
 @click.pass_context
-def load(ctx: click.Context, source: str | None, file: str | None, tags: tuple[str, ...], quiet: bool) -> None:
+def load(
+    ctx: click.Context, source: str | None, file: str | None, tags: tuple[str, ...], quiet: bool
+) -> None:
     """Put images into the store; print the name or id of each.
 
     SOURCE is oci:DIR[:REF], oci-archive:FILE[:REF], docker-archive:FILE[:REF], or a file or directory whose

@@ -12,12 +12,12 @@ from fusestore.cli.output import FORMAT, as_json, open_store, table
 @click.command()
 @click.argument("image", required=False)
 @click.argument("directory", metavar="[DIR]", required=False)
-@click.option("--allow-other", is_flag=True, help="Let other users in; the kernel then checks the shown owners")
+@click.option(
+    "--allow-other", is_flag=True, help="Let other users in; the kernel then checks the shown owners"
+)
 @FORMAT
 @click.pass_context
-def mount(
-    ctx: click.Context, image: str | None, directory: str | None, allow_other: bool, form: str
-) -> None:
+def mount(ctx: click.Context, image: str | None, directory: str | None, allow_other: bool, form: str) -> None:
     """Mount IMAGE read-only on DIR, by default on a directory of its own; print where.
 
     Without IMAGE, list the mounts.  Mounting again what is mounted there already changes nothing.
@@ -38,7 +38,9 @@ def mount(
     if form == "json":
         keys = ("Image", "Mountpoint", "Pid", "State")
         states = ("dead", "alive")
-        as_json([dict(zip(keys, (m.label, m.mountpoint, m.pid, states[m.alive]), strict=True)) for m in mounts])
+        as_json(
+            [dict(zip(keys, (m.label, m.mountpoint, m.pid, states[m.alive]), strict=True)) for m in mounts]
+        )
         return
     table([(m.label, m.mountpoint + ("" if m.alive else "  (its server died; unmount it)")) for m in mounts])
 

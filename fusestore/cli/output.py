@@ -14,7 +14,12 @@ from fusestore.cli import Globals
 from fusestore.store.storage import Store
 
 FORMAT = click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output as"
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Output as",
 )
 
 

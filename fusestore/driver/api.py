@@ -91,7 +91,7 @@ class Driver(Protocol):
         """Stage a new empty layer on top of `parent`."""
 
     def apply_diff(self, cache_id: CacheID, stream: Readable, limits: Limits) -> Applied:
-        """Unpack an uncompressed layer tar into the staged layer and make it durable.  Raises InvalidLayer."""
+        """Unpack an uncompressed tar into the staged layer and make it durable.  Raises InvalidLayer."""
 
     def publish(self, cache_id: CacheID) -> Held:
         """Make the staged layer visible and keep it held.  Inside the transaction that names it."""

@@ -241,7 +241,7 @@ class _Unpacker:
         self._groups[new] = group
 
     def _copy_up(self, member: Member, path: bytes) -> None:
-        """Bring a file of the layers below into this one, under all its names that this layer leaves alone."""
+        """Bring a file of the layers below into this one, under all names that this layer leaves alone."""
         lower = self._below.file(path)
         if lower is None:
             raise InvalidLayer(f"a hard link to {printable(path)}, which no layer has", member.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from fusestore.driver.apply import LowerFile
 from fusestore.driver.layout import LayerSpec
@@ -72,11 +72,5 @@ def opened(
     specs: Sequence[LayerSpec], ownership: Ownership | None, spelling: Spelling | None
 ) -> Iterator[Union]:
     """A `Union` of layers, for as long as the context lasts.  Raises OSError."""
-    layers: list[LayerDir] = []
-    try:
-        for spec in specs:
-            layers.append(LayerDir(spec.path, ownership, spelling, spec.links))
-        yield Union(layers)
-    finally:
-        for layer in layers:
-            layer.close()
+    with ExitStack() as stack:
+        yield Union([stack.enter_context(LayerDir(s.path, ownership, spelling, s.links)) for s in specs])

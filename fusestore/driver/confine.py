@@ -1,10 +1,10 @@
 """Resolve the names in a hostile tar inside one directory, never outside it.
 
-Every step is one ``openat(parent fd, component, O_PATH | O_DIRECTORY | O_NOFOLLOW)``: a component is entered only
-if it *is* a directory of this layer, so neither the kernel nor we ever follow a link by accident.  A symlink
-that this layer holds is followed here, by hand, with ``/`` and ``..`` clamped at the layer's root; that is
-what RESOLVE_IN_ROOT does, and it also works for symlinks that `ownership` keeps as regular files.  Nothing
-else writes to a staged layer, so what was checked stays true.
+Every step is one ``openat(parent fd, component, O_PATH | O_DIRECTORY | O_NOFOLLOW)``: a component is
+entered only if it *is* a directory of this layer, so neither the kernel nor we ever follow a link by
+accident.  A symlink that this layer holds is followed here, by hand, with ``/`` and ``..`` clamped at the
+layer's root; that is what RESOLVE_IN_ROOT does, and it also works for symlinks that `ownership` keeps as
+regular files.  Nothing else writes to a staged layer, so what was checked stays true.
 
 A *path* below is canonical: bytes without leading slash, ``.``, ``..`` or symlinks; the root is ``b""``.
 """
@@ -177,7 +177,9 @@ class Confined:
         fd = self._open(parent(path))
         was_directory = stat.S_ISDIR(os.stat(base(path), dir_fd=fd, follow_symlinks=False).st_mode)
         if was_directory:
-            doomed = os.open(base(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            doomed = os.open(
+                base(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
+            )
             try:
                 empty_directory(doomed)
             finally:

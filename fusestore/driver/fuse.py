@@ -1,8 +1,8 @@
-"""Graphdriver ``fuse``: a layer holds only what it changed, and a union filesystem shows the chain as one tree.
+"""Graphdriver ``fuse``: a layer holds only what it changed; a union filesystem shows the chain as one tree.
 
-Layers are directories (`fusestore.driver.layout`), mounts are server processes (`fusestore.driver.mounter`).
-`FuseDriver.get` counts its callers in ``<runroot>/mounts/<cache-id>.count``, so that the last `put` of any process
-unmounts; a mount whose server died is replaced by the next `get`.
+Layers are directories (`fusestore.driver.layout`), mounts are server processes
+(`fusestore.driver.mounter`). `FuseDriver.get` counts its callers in ``<runroot>/mounts/<cache-id>.count``,
+so that the last `put` of any process unmounts; a mount whose server died is replaced by the next `get`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@
     <root>/tmp/<anything>                  half-made or half-removed, each with a lock of its own
 
 A layer is made under ``tmp/`` with its lock held, so that nobody sees half of it, and appears by one rename
-after its content is on disk.  It goes the same way back: renamed into ``tmp/``, then deleted.  Whatever lies in
-``tmp/`` unlocked belongs to a process that died, and `sweep` deletes it.
+after its content is on disk.  It goes the same way back: renamed into ``tmp/``, then deleted.  Whatever
+lies in ``tmp/`` unlocked belongs to a process that died, and `sweep` deletes it.
 """
 
 from __future__ import annotations
@@ -272,5 +272,3 @@ def _probe_xattrs(directory: Path) -> None:
         ) from None
     finally:
         probe.unlink()
-
-

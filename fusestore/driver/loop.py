@@ -6,8 +6,8 @@ Here the loop waits in select(2) for `_POLL` seconds first, which gives up the C
 then lets trio sleep.  One stat(2) round trip, this machine, p50: stock 39 us, with this 21 us
 (reference: a C server, 8 us).  An idle mount sleeps in epoll and costs nothing.
 
-The means is the one that pyfuse3 itself uses to run under asyncio: its module global ``trio`` may be replaced.
-We replace two names of it, the lock and ``wait_readable``.
+The means is the one that pyfuse3 itself uses to run under asyncio: its module global ``trio`` may be
+replaced. We replace two names of it, the lock and ``wait_readable``.
 
 As long as requests keep coming the loop would never yield, and signals and timers of trio would starve; so
 at least every `_YIELD` requests it does.

@@ -1,12 +1,13 @@
 """Mount, and start, await, stop and reap the servers behind the mounts.
 
 We get the /dev/fuse fd ourselves - by mount(2) where we have the capability, else from the setuid program
-``fusermount3``, which passes it over a socket - so that the real reason of a failure is known.  The fd goes to a
-server process (`fusestore.driver.server`) that outlives us.  `mount` returns when the filesystem answers.
+``fusermount3``, which passes it over a socket - so that the real reason of a failure is known.  The fd goes
+to a server process (`fusestore.driver.server`) that outlives us.  `mount` returns when the filesystem
+answers.
 
-``<runroot>/mounts/<id>.json`` records each mount: its server's pid, its spec.  The kernel's mount table is the
-truth; a record only adds what the table does not say.  ``<runroot>/lock`` is held while one is mounted or
-forgotten, so that two callers who want the same mount get one.
+``<runroot>/mounts/<id>.json`` records each mount: its server's pid, its spec.  The kernel's mount table is
+the truth; a record only adds what the table does not say.  ``<runroot>/lock`` is held while one is mounted
+or forgotten, so that two callers who want the same mount get one.
 """
 
 from __future__ import annotations
@@ -194,7 +195,8 @@ def _start(spec: MountSpec, mountpoint: Path, fd: int, runroot: Path) -> None:
             pass_fds=[fd],
             start_new_session=True,
         )
-    assert server.stdin is not None and server.stdout is not None
+    assert server.stdin is not None
+    assert server.stdout is not None
     with server.stdin, server.stdout:
         with contextlib.suppress(BrokenPipeError):
             server.stdin.write(json.dumps(order).encode())

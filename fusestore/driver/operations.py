@@ -31,6 +31,8 @@ _FOREVER = 1e9  # seconds; what fuse-overlayfs uses
 # A file this small is put into the page cache while it is opened, which saves the READ request.
 _PREFILL = 128 << 10
 
+_STATVFS = ["bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"]
+
 _NO_SUCH_CALL = FUSEError(errno.ENOSYS)
 
 
@@ -162,7 +164,8 @@ class Operations(pyfuse3.Operations):
             for name, node, offset in self._union.readdir(fh, start):
                 if not put(token, name, _reply(node), offset):
                     break
-                count(node)
+                if offset > 2:  # not . and ..
+                    count(node)
         except Exception as exc:
             raise _error(exc) from None
 
@@ -191,7 +194,7 @@ class Operations(pyfuse3.Operations):
         """FUSE_STATFS."""
         try:
             backing, reply = self._union.statvfs(), pyfuse3.StatvfsData()
-            for field in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
+            for field in _STATVFS:
                 setattr(reply, f"f_{field}", getattr(backing, f"f_{field}"))
             return reply
         except Exception as exc:

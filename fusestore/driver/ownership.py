@@ -3,8 +3,8 @@
 A user without root can store neither ``uid 42`` nor a setuid bit nor ``/dev/null``.  What the inode cannot
 hold goes beside it, in the formats that podman, buildah and fuse-overlayfs read:
 
-* ``user.containers.override_stat`` = ``uid:gid:mode:type``, mode in octal, type one of ``file dir symlink pipe
-  socket block-MAJ-MIN char-MAJ-MIN`` (containers/storage, pkg/idtools);
+* ``user.containers.override_stat`` = ``uid:gid:mode:type``, mode in octal, type one of ``file dir
+  symlink pipe socket block-MAJ-MIN char-MAJ-MIN`` (containers/storage, pkg/idtools);
 * ``user.containers.override_NAME`` = the value of an xattr NAME outside ``user.*``.
 
 In such a tree the user who owns it stands for root: an object *without* ``override_stat`` belongs to 0:0 and
@@ -151,7 +151,9 @@ def visible_xattrs(names: list[bytes], ownership: Ownership) -> list[bytes]:
     if ownership is Ownership.REAL:
         return [n for n in names if not is_internal(n)]
     plain = [n for n in names if n.startswith(b"user.") and not is_internal(n)]
-    hidden = [n[len(OVERRIDE_PREFIX) :] for n in names if n.startswith(OVERRIDE_PREFIX) and n != OVERRIDE_STAT]
+    hidden = [
+        n[len(OVERRIDE_PREFIX) :] for n in names if n.startswith(OVERRIDE_PREFIX) and n != OVERRIDE_STAT
+    ]
     return plain + [n for n in hidden if not is_internal(n)]
 
 

@@ -24,8 +24,8 @@ _DEVICE_NUMBER = os.makedev(10, 229)
 _PLACES = ("/usr/bin/fusermount3", "/bin/fusermount3")
 _CAP_SYS_ADMIN = 1 << 21
 _APPARMOR_PROFILE = Path("/etc/apparmor.d/fusermount3")
-#: Where Ubuntu's AppArmor profile (24.10 and later) lets fusermount3 mount, besides $XDG_RUNTIME_DIR and home.
-APPARMOR_PLACES = ("/tmp", "/mnt", "/media")  # noqa: S108
+# Where Ubuntu's AppArmor profile (24.10 and later) lets fusermount3 mount, besides the user's own places.
+APPARMOR_PLACES = ("/tmp", "/mnt", "/media")
 
 _INSTALL = "run: sudo apt install fuse3"
 _WITHOUT_FUSE = "without FUSE these still work: fusestore ls, cat, inspect"
@@ -140,7 +140,9 @@ def mountpoints(place: Path) -> Check:
     """Mountpoints can be made where they go by default."""
     existing = next(p for p in (place, *place.parents) if p.exists())
     if not os.access(existing, os.W_OK):
-        return Check(False, f"{place} cannot be written", "set --runroot or FUSESTORE_RUNROOT to a place of yours")
+        return Check(
+            False, f"{place} cannot be written", "set --runroot or FUSESTORE_RUNROOT to a place of yours"
+        )
     if _APPARMOR_PROFILE.exists() and not _apparmor_allows(place):
         remedy = "mount below your home, /tmp, /mnt, /media or $XDG_RUNTIME_DIR"
         return Check(None, f"AppArmor confines fusermount3, and {place} is outside what it allows", remedy)

@@ -36,7 +36,7 @@ _log = logging.getLogger("fusestore.server")
 
 
 def _open_layers(spec: MountSpec) -> list[LayerDir]:
-    """Every layer, locked.  We work in the driver's home, so that layers have short names (see `layerdir`)."""
+    """Every layer, locked.  We work in the driver's home, so that layers have short names."""
     os.chdir(spec.home)
     layers = []
     for layer in spec.layers:

@@ -45,7 +45,9 @@ class VfsDriver:
         tree, changes = directory / "diff", directory / "work" / "layer"
         changes.mkdir()
         if parent is None:
-            unpacked = unpack(stream, os.fsencode(changes), below.Nothing(), home.ownership, home.spelling, limits)
+            unpacked = unpack(
+                stream, os.fsencode(changes), below.Nothing(), home.ownership, home.spelling, limits
+            )
         else:
             _copy_tree(os.fsencode(home.path / parent / "diff"), os.fsencode(tree))
             with self.union(parent) as union:

@@ -1,8 +1,9 @@
 """One SQLite database per store: ``store.db``.  This module's `_SCHEMA` is the reference of it.
 
 Every change is one transaction, begun with BEGIN IMMEDIATE, so writers queue instead of failing half-way;
-every process sees every other's commits with its next statement.  Commits are synced to disk (synchronous=FULL).
-The journal is a write-ahead log, except on network filesystems, which cannot share its memory.
+every process sees every other's commits with its next statement.  Commits are synced to disk
+(synchronous=FULL). The journal is a write-ahead log, except on network filesystems, which cannot share its
+memory.
 
 ``application_id`` and ``user_version`` say whose file it is and of which format.  A file that is not ours, or
 newer than this program, or damaged, is refused and never written to.
@@ -64,7 +65,20 @@ CREATE TABLE big_data (
 ) STRICT, WITHOUT ROWID;
 """
 
-_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "9p", "afs", "fuse", "virtiofs")
+_NETWORK = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "ceph",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "9p",
+    "afs",
+    "fuse",
+    "virtiofs",
+)
 
 
 class Database:
@@ -88,7 +102,9 @@ class Database:
             raise CorruptStore(str(self._path), "this is not a fusestore database")
         version = self._pragma("user_version")
         if version > _FORMAT:
-            raise NotSupported(f"{self._path}: made by a newer fusestore (format {version}); upgrade to use it")
+            raise NotSupported(
+                f"{self._path}: made by a newer fusestore (format {version}); upgrade to use it"
+            )
 
     def _create(self) -> None:
         """Make the schema, unless another process just did."""

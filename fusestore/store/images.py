@@ -1,8 +1,8 @@
 """Image rows: names, the top layer, and named blobs such as the manifest and the configuration.
 
-An image's id is the hex digest of its configuration, so the same image loaded twice is one image.  Blobs lie in
-``big/<id>/<key>`` and are on disk before the row that names them.  Names move: giving an image a name that
-another one has takes it away there.
+An image's id is the hex digest of its configuration, so the same image loaded twice is one image.  Blobs
+lie in ``big/<id>/<key>`` and are on disk before the row that names them.  Names move: giving an image a
+name that another one has takes it away there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MANIFEST = "manifest"
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image.  `size` is bytes of files in all layers; `created` is in s since 1970, from its configuration."""
+    """An image.  `size` is bytes of files in all layers; `created`, in s since 1970, is what it claims."""
 
     id: str
     names: tuple[str, ...]
@@ -136,7 +136,9 @@ class ImageStore:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise CorruptStore(str(path), "a file of an image is missing; remove and load the image again") from None
+            raise CorruptStore(
+                str(path), "a file of an image is missing; remove and load the image again"
+            ) from None
         if digest.of_bytes(data) != rows[0]["digest"]:
             raise CorruptStore(str(path), "a file of an image was changed; remove and load the image again")
         return data

@@ -1,8 +1,9 @@
 """`LayerStore`: register layers from tars, get them by chain ID, release them (moby: ``layer.Store``).
 
 Registering unpacks into a staged layer while hashing, and names it last.  Two callers who register the same
-layer at once both get a handle on one layer; whoever comes second throws his own work away.  Releasing the last
-handle of a layer that no child and no image needs deletes it, and then its parents under the same condition.
+layer at once both get a handle on one layer; whoever comes second throws his own work away.  Releasing the
+last handle of a layer that no child and no image needs deletes it, and then its parents under the same
+condition.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class LayerStore:
 
         A layer that exists already is no error.  `expected` is the diff ID it must turn out to have.
 
-        Raises LayerNotFound, MaxDepthExceeded, InvalidLayer, DigestMismatch, OSError; the store is then as it was.
+        Raises LayerNotFound, MaxDepthExceeded, InvalidLayer, DigestMismatch, OSError; the store is then as
+        it was.
         """
         self.collect()
         chain = self._metadata.chain(parent)
@@ -129,8 +131,8 @@ class LayerStore:
     def delete_unneeded(self, chain_id: ChainID | None, stack: ExitStack | None = None) -> list[Released]:
         """Delete the layer unless somebody needs it, then its parent likewise, and so on down.
 
-        Files go when `stack` is left, which must be after the transaction around this call; without one, here.
-        With one, raises LayerInUse if the layer is not needed but held; without, a held layer stays.
+        Files go when `stack` is left, which must be after the transaction around this call; without one,
+        here. With one, raises LayerInUse if the layer is not needed but held; without, a held layer stays.
         """
         if stack is None:
             with ExitStack() as stack, self._metadata.database.transaction():
@@ -159,7 +161,7 @@ class LayerStore:
         return released
 
     def collect(self) -> None:
-        """Delete driver layers that no row names: of processes that died between two steps.  Once a process."""
+        """Delete driver layers that no row names, left by processes that died.  Does so once a process."""
         if self._collected:
             return
         self._collected = True

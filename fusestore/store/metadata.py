@@ -87,7 +87,12 @@ class LayerMetadata:
 
 
 def new_record(
-    chain_id: ChainID, diff_id: DiffID, parent: ChainID | None, cache_id: CacheID, size: int, reproducible: bool
+    chain_id: ChainID,
+    diff_id: DiffID,
+    parent: ChainID | None,
+    cache_id: CacheID,
+    size: int,
+    reproducible: bool,
 ) -> LayerRecord:
     """A row for a layer made now."""
     return LayerRecord(chain_id, diff_id, parent, cache_id, size, reproducible, int(time.time()))

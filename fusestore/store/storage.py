@@ -180,7 +180,8 @@ class Store:
     def mount(self, image: Image, mountpoint: Path | None = None, *, allow_other: bool = False) -> Path:
         """Mount an image read-only on `mountpoint`, by default below the runroot; where it is mounted.
 
-        Already mounted there: nothing changes.  Raises InvalidMountpoint, FuseUnavailable, MountFailed, OSError.
+        Already mounted there: nothing changes.  Raises InvalidMountpoint, FuseUnavailable, MountFailed,
+        OSError.
         """
         label = image.names[0] if image.names else image.id[:12]
         top = self._top(image)

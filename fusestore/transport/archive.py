@@ -1,8 +1,8 @@
 """A tar file as a set of named blobs that can be read in any order.
 
-Archives put their manifest last, so the tar is read once for its table of contents, by skipping over the data,
-and each blob is then read where it lies.  What cannot seek (a pipe) or is compressed as a whole is first
-written to a file in the store's ``tmp/``, which has no name and so cannot be left behind.
+Archives put their manifest last, so the tar is read once for its table of contents, by skipping over the
+data, and each blob is then read where it lies.  What cannot seek (a pipe) or is compressed as a whole is
+first written to a file in the store's ``tmp/``, which has no name and so cannot be left behind.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class Archive:
         if member.kind is REGULAR and member.sparse is None:
             self._places[name] = (position, member.size)
         elif member.kind is SYMLINK:  # docker save writes a layer that stands twice as a link to the first
-            self._links[name] = os.path.normpath(os.path.join(os.path.dirname(name), os.fsdecode(member.link)))
+            self._links[name] = os.path.normpath(
+                os.path.join(os.path.dirname(name), os.fsdecode(member.link))
+            )
         elif member.kind is HARD_LINK:
             self._links[name] = _normal(os.fsdecode(member.link))
 

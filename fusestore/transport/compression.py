@@ -1,7 +1,8 @@
 """Decompression, told by content: media types lie, and ``docker save | gzip`` has none.
 
-gzip (any number of members), zstd (any number of frames, window up to 128 MiB), bzip2, xz, or nothing.  All are
-libraries in this process; no program is run.  A stream that ends early is an error, as is rubbish behind it.
+gzip (any number of members), zstd (any number of frames, window up to 128 MiB), bzip2, xz, or nothing.  All
+are libraries in this process; no program is run.  A stream that ends early is an error, as is rubbish
+behind it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _FORMATS: dict[bytes, Callable[[IO[bytes]], Readable]] = {
     b"\x1f\x8b": _gzip,
     b"\x28\xb5\x2f\xfd": _zstd,
     b"BZh": lambda source: cast(Readable, bz2.BZ2File(source)),
-    b"\xfd7zXZ\x00": lambda source: cast(Readable, lzma.LZMAFile(source)),
+    b"\xfd7zXZ\x00": lambda source: cast(Readable, lzma.LZMAFile(source)),  # noqa: SIM115 - closed with its source
 }
 _ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _DAMAGE = (EOFError, zlib.error, _ISAL_ERROR, zstd.ZstdError, lzma.LZMAError, igzip.BadGzipFile)
@@ -88,7 +89,7 @@ class _Decompressed:
             raise
 
     def _rest(self) -> bytes:
-        """The end: what the decompressor left unread still has to pass through whoever verifies the source."""
+        """The end: what the decompressor left must still pass through whoever verifies the source."""
         while self._buffered.read(_CHUNK):
             pass
         return b""

@@ -1,5 +1,6 @@
-"""A tar by ``docker save`` or ``podman save``: ``manifest.json`` lists images, each a configuration and layers.
+"""A tar by ``docker save`` or ``podman save``, whose ``manifest.json`` lists images.
 
+An image is a configuration and layers.
 The format names no compressed blobs, only diff IDs in the configuration.  So the manifest we keep is one that
 says so: the layers as uncompressed tars, as podman does.  Archives from before Docker 1.10 (``repositories``
 only) have no content addresses at all and are refused.
@@ -56,7 +57,11 @@ def _entries(archive: Archive) -> list[dict[str, Any]]:
 
 def _image(archive: Archive, entry: dict[str, Any]) -> ImageSource:
     name, layers = entry.get("Config"), entry.get("Layers") or []
-    if not isinstance(name, str) or not isinstance(layers, list) or not all(isinstance(x, str) for x in layers):
+    if (
+        not isinstance(name, str)
+        or not isinstance(layers, list)
+        or not all(isinstance(x, str) for x in layers)
+    ):
         raise InvalidImage(archive.name, "manifest.json without Config and Layers")
     configuration = _small(archive, name)
     image_id = digest.of_bytes(configuration)

@@ -1,8 +1,8 @@
 """Manifests, indexes and configurations: JSON from strangers, parsed once and with suspicion.
 
-Sizes are capped before parsing, keys may not repeat, and a document that could be read as two kinds is refused
-(CVE-2021-41190).  Field names are those of the OCI image-spec (manifest.md, image-index.md, config.md) and of
-Docker's schema 2, which differ in media types only.
+Sizes are capped before parsing, keys may not repeat, and a document that could be read as two kinds is
+refused (CVE-2021-41190).  Field names are those of the OCI image-spec (manifest.md, image-index.md,
+config.md) and of Docker's schema 2, which differ in media types only.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def descriptor(value: object, where: str) -> Descriptor:
     except ValueError as exc:
         raise InvalidImage(where, str(exc)) from None
     media_type = value.get("mediaType", "")
-    return Descriptor(str(media_type), name, size, _mapping(value, "platform"), _mapping(value, "annotations"))
+    return Descriptor(
+        str(media_type), name, size, _mapping(value, "platform"), _mapping(value, "annotations")
+    )
 
 
 def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -120,12 +122,14 @@ def manifests(index: Mapping[str, Any], where: str) -> list[Descriptor]:
 
 
 def for_this_platform(entries: list[Descriptor], where: str) -> Descriptor:
-    """The entry for this machine; an index of one without a platform needs no choice.  Raises InvalidImage."""
+    """The entry for this machine, or the only one if it names no platform.  Raises InvalidImage."""
     if len(entries) == 1 and not entries[0].platform:
         return entries[0]
     architecture, variant = _ARCHITECTURES.get(os.uname().machine, (os.uname().machine, ""))
     fitting = [
-        e for e in entries if e.platform.get("os") == "linux" and e.platform.get("architecture") == architecture
+        e
+        for e in entries
+        if e.platform.get("os") == "linux" and e.platform.get("architecture") == architecture
     ]
     exact = [e for e in fitting if e.platform.get("variant", "") in ("", variant)]
     if exact or fitting:

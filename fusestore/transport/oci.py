@@ -90,9 +90,13 @@ class Layout:
 
     def _choose(self, entries: list[Descriptor], ref: str | None) -> Descriptor:
         if ref is not None:
-            named = [e for e in entries if ref in (e.annotations.get(_REF_NAME), e.annotations.get(_FULL_NAME))]
+            named = [
+                e for e in entries if ref in (e.annotations.get(_REF_NAME), e.annotations.get(_FULL_NAME))
+            ]
             if named:
-                return document.for_this_platform(named, f"{self._where}:{ref}") if len(named) > 1 else named[0]
+                return (
+                    document.for_this_platform(named, f"{self._where}:{ref}") if len(named) > 1 else named[0]
+                )
             raise InvalidImage(f"{self._where}:{ref}", f"no such reference; it has {_offer(entries)}")
         if len({e.annotations.get(_REF_NAME) for e in entries}) > 1:
             raise InvalidImage(self._where, f"it holds several images; add one of :{_offer(entries)}")
@@ -111,13 +115,19 @@ class Layout:
         raise InvalidImage(self._where, "indexes are nested too deeply")
 
     def _names(self, entry: Descriptor, ref: str | None) -> Sequence[str]:
-        """The full name an entry brings along: its reference, as podman reads it, else the layout's own name."""
+        """The full name an entry brings along: its reference, as podman reads it, else the layout's."""
         base = Path(self._where).resolve().name.split(".")[0].lower()
-        given = (entry.annotations.get(_FULL_NAME), entry.annotations.get(_REF_NAME), ref, f"{base}:{ref}", base)
+        given = (
+            entry.annotations.get(_FULL_NAME),
+            entry.annotations.get(_REF_NAME),
+            ref,
+            f"{base}:{ref}",
+            base,
+        )
         for name in given:
             with suppress(InvalidReference):
                 parsed = reference.parse(str(name or ""))
-                foreign = parsed.domain or parsed.tag and name != given[3]
+                foreign = parsed.domain or (parsed.tag and name != given[3])
                 return [parsed.full() if foreign else parsed.full(reference.LOCAL_DOMAIN)]
         return []
 
@@ -162,4 +172,3 @@ def _offer(entries: list[Descriptor]) -> str:
 def is_layout(archive: Archive) -> bool:
     """True for a tar that holds a layout."""
     return "oci-layout" in archive and "index.json" in archive
-

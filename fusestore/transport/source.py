@@ -1,4 +1,4 @@
-"""What every place that images come from gives: named images made of a manifest, a configuration and layers."""
+"""What every place that images come from gives: a manifest, a configuration and layers, with names."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """One directory tree on disk taking part in a union, read through its root fd.
 
 The only reader of lowers.  It answers in the image's terms: `look` gives the `Attr` that the image says an
-object has (see `fusestore.driver.ownership`), or `WHITEOUT` where this layer says "deleted", or None where it
-says nothing.  Paths are canonical and relative (``usr/bin/ls``; the root is ``b""``); the caller has found every
-parent to be a directory of this layer, so no symlink of the tree is ever followed.
+object has (see `fusestore.driver.ownership`), or `WHITEOUT` where this layer says "deleted", or None where
+it says nothing.  Paths are canonical and relative (``usr/bin/ls``; the root is ``b""``); the caller has
+found every parent to be a directory of this layer, so no symlink of the tree is ever followed.
 
 xattrs have no ``*at`` calls before Linux 6.13, so they are reached by a path: through ``/proc/self/fd`` in a
 library, where the working directory belongs to somebody else, or through `prefix` where the process is ours
@@ -37,7 +37,8 @@ class Attr:
     """What stat(2) tells of an object.  `ino` and `dev` are the backing file's; times are in ns."""
 
     __slots__ = (
-        "atime_ns", "blocks", "ctime_ns", "dev", "gid", "ino", "mode", "mtime_ns", "nlink", "rdev", "size", "uid",
+        "atime_ns", "blocks", "ctime_ns", "dev", "gid", "ino", "mode", "mtime_ns", "nlink", "rdev", "size",
+        "uid",
     )  # fmt: skip
 
     def __init__(self, st: os.stat_result) -> None:
@@ -88,6 +89,12 @@ class LayerDir:
     def close(self) -> None:
         """Close the root fd."""
         os.close(self.fd)
+
+    def __enter__(self) -> LayerDir:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     # -- one object -----------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """Which layer answers for a name.
 
 Walk the stack from the top.  The first layer with an opinion wins: a whiteout says no, a non-directory says
-"me alone", a directory says "me, and whoever below me is a directory too" - until one of us is opaque.  A layer
-of which the parent is not part of the merged directory is not asked at all: the stack given is the parent's.
+"me alone", a directory says "me, and whoever below me is a directory too" - until one of us is opaque.  A
+layer of which the parent is not part of the merged directory is not asked at all: the stack given is the
+parent's.
 
 Lookup, readdir, Changes and Diff all call here, so that there is one answer.
 """

@@ -15,6 +15,7 @@ from fusestore.driver.union.layerdir import LayerDir
 from fusestore.driver.union.nodes import ROOT, Listed, Node, Nodes
 from fusestore.driver.union.resolve import Entry, children, resolve
 
+_DOTS = 2  # offsets taken by . and ..
 _MAX_LINKS = 40  # symlinks on the way to a path, as the kernel
 
 
@@ -179,13 +180,28 @@ class Union:
         return handle
 
     def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Node, int]]:
-        """Entries from offset `start` on as (name, node, offset of the next).  Count those you hand on."""
+        """Entries from offset `start` on as (name, node, offset of the next), ``.`` and ``..`` first.
+
+        Those handed on to the kernel have to be counted, but for the first two.
+        """
         directory = self._listings[handle]
         assert directory.listing is not None
-        for offset, listed in enumerate(directory.listing[start:], start + 1):
+        if start < 1:
+            yield b".", directory, 1
+        if start < _DOTS:
+            yield b"..", self._parent(directory), _DOTS
+        first = max(start - _DOTS, 0)
+        for offset, listed in enumerate(directory.listing[first:], first + _DOTS + 1):
             node = self._nodes.by_ino.get(listed.ino) or self._listed_node(directory, listed)
             if node is not None:
                 yield listed.name, node, offset
+
+    def _parent(self, directory: Node) -> Node:
+        if directory.ino == ROOT:
+            return directory
+        path = directory.path.rpartition(b"/")[0]
+        entry = self.resolve(path)
+        return self._node(path, entry) if path and entry is not None else self.node(ROOT)
 
     def _listed_node(self, directory: Node, listed: Listed) -> Node | None:
         path = directory.path + b"/" + listed.name if directory.path else listed.name
