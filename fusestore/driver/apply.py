@@ -351,9 +351,6 @@ class _Unpacker:
         try:
             if opaque:
                 os.setxattr(fd, whiteout.OPAQUE_XATTR, b"y")
-            if not path and self._ownership is Ownership.OVERRIDE:
-                # fuse-overlayfs looks for this on a layer's root to know how its owners are kept.
-                os.setxattr(fd, own.OVERRIDE_STAT, own.encode(metadata))
             own.finish(fd, metadata, self._ownership)
         finally:
             os.close(fd)

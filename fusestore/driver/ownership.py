@@ -7,12 +7,11 @@ hold goes beside it, in the formats that podman, buildah and fuse-overlayfs read
   symlink pipe socket block-MAJ-MIN char-MAJ-MIN`` (containers/storage, pkg/idtools);
 * ``user.containers.override_NAME`` = the value of an xattr NAME outside ``user.*``.
 
-In such a tree the user who owns it stands for root: an object *without* ``override_stat`` belongs to 0:0 and
-its inode tells the rest.  That is most of a distribution, it costs nothing to write, and the kernel's own
-overlayfs in a user namespace shows the same.  Symlinks, devices, fifos and sockets cannot carry user xattrs;
-those whose truth differs are regular files with the type in ``override_stat`` (a symlink's content is its
-target).  No backing file has a setuid, setgid or sticky bit, all are readable by their owner, and the only
-device nodes are whiteouts.
+Every file and directory of such a tree has ``override_stat``; fuse-overlayfs fails on one without.
+Symlinks, devices, fifos and sockets cannot carry user xattrs: a symlink of 0:0 stays one (whoever owns the
+tree stands for root, as in podman's user namespaces), all others are regular files with the type in
+``override_stat`` and a symlink's target as content.  No backing file has a setuid, setgid or sticky bit,
+all are readable by their owner, and the only device nodes are whiteouts.
 
 `Ownership.REAL` is for callers who own every id (root, not in a restricted user namespace): the inode holds
 the truth.  Which one is chosen once, when a driver's home is made.
@@ -122,27 +121,10 @@ def backing_mode(mode: int) -> int:
     return mode & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600)
 
 
-def _is_plain(meta: Metadata) -> bool:
-    """True when a backing inode says all there is to say."""
-    if meta.uid or meta.gid or meta.xattrs:
-        return False
-    if stat.S_ISLNK(meta.mode):
-        return True
-    return _fits_inode(meta)
-
-
-def _fits_inode(meta: Metadata) -> bool:
-    """True when type and mode of a backing file are those of the object."""
-    if not (stat.S_ISREG(meta.mode) or stat.S_ISDIR(meta.mode)):
-        return False
-    return meta.mode & 0o7777 == backing_mode(meta.mode)
-
-
 def override_xattrs(meta: Metadata) -> dict[bytes, bytes]:
-    """The xattrs that a backing file or directory of `meta` needs."""
+    """The xattrs of the backing file or directory of `meta`."""
     xattrs = {n if n.startswith(b"user.") else OVERRIDE_PREFIX + n: v for n, v in meta.xattrs.items()}
-    if meta.uid or meta.gid or not _fits_inode(meta):
-        xattrs[OVERRIDE_STAT] = encode(meta)
+    xattrs[OVERRIDE_STAT] = encode(meta)
     return xattrs
 
 
@@ -169,7 +151,7 @@ def backing_xattr(name: bytes, ownership: Ownership) -> bytes:
 
 def create_symlink(directory: int, name: bytes, target: bytes, meta: Metadata, ownership: Ownership) -> None:
     """Make a symlink with all its metadata.  Raises OSError (EEXIST included)."""
-    if ownership is Ownership.OVERRIDE and not _is_plain(meta):
+    if ownership is Ownership.OVERRIDE and (meta.uid or meta.gid or meta.xattrs):
         fd = create_file(directory, name)
         try:
             os.write(fd, target)
@@ -209,8 +191,6 @@ def finish(fd: int, meta: Metadata, ownership: Ownership) -> None:
     if ownership is Ownership.REAL:
         os.fchown(fd, meta.uid, meta.gid)
         mode, xattrs = meta.mode & 0o7777, meta.xattrs
-    elif _is_plain(meta):
-        mode, xattrs = backing_mode(meta.mode), {}
     else:
         mode, xattrs = backing_mode(meta.mode), override_xattrs(meta)
     for name, value in xattrs.items():

@@ -42,12 +42,20 @@ def _zstd(source: IO[bytes]) -> Readable:
     return cast(Readable, zstd.ZstdFile(source, options=options))
 
 
+def _bzip2(source: IO[bytes]) -> Readable:
+    return cast(Readable, bz2.BZ2File(source))
+
+
+def _xz(source: IO[bytes]) -> Readable:
+    return cast(Readable, lzma.LZMAFile(source))
+
+
 #: How a stream begins -> who reads it.
 _FORMATS: dict[bytes, Callable[[IO[bytes]], Readable]] = {
     b"\x1f\x8b": _gzip,
     b"\x28\xb5\x2f\xfd": _zstd,
-    b"BZh": lambda source: cast(Readable, bz2.BZ2File(source)),
-    b"\xfd7zXZ\x00": lambda source: cast(Readable, lzma.LZMAFile(source)),  # noqa: SIM115 - closed with its source
+    b"BZh": _bzip2,
+    b"\xfd7zXZ\x00": _xz,
 }
 _ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _DAMAGE = (EOFError, zlib.error, _ISAL_ERROR, zstd.ZstdError, lzma.LZMAError, igzip.BadGzipFile)
