@@ -80,22 +80,21 @@ def sweep(tmp: Path) -> None:
         except BlockingIOError:
             return  # somebody is busy making something; the next one will sweep
         for entry in list(os.scandir(tmp)):
-            lock = os.path.join(entry.path, "lock") if entry.is_dir(follow_symlinks=False) else entry.path
-            if not _is_locked(lock):
+            if not _is_locked(entry):
                 remove_tree(Path(entry.path))
 
 
-def _is_locked(path: str) -> bool:
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+def _is_locked(entry: os.DirEntry[str]) -> bool:
+    """True while somebody works on what `entry` is: a file, or a directory with a file ``lock``."""
+    path = os.path.join(entry.path, "lock") if entry.is_dir(follow_symlinks=False) else entry.path
+    if not os.path.isfile(path) or os.path.islink(path):  # a device, say: nobody can lock it
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(lock(Path(path), fcntl.LOCK_EX | fcntl.LOCK_NB))
     except BlockingIOError:
         return True
-    finally:
-        os.close(fd)
+    except FileNotFoundError:
+        pass
     return False
 
 

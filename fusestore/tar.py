@@ -77,13 +77,14 @@ class Member:
 class _Extensions:
     """What the headers before a member said about it."""
 
-    __slots__ = ("long_link", "long_name", "records", "sparse_pairs")
+    __slots__ = ("long_link", "long_name", "records", "size", "sparse_pairs")
 
     def __init__(self) -> None:
         self.records: dict[bytes, bytes] = {}
         self.long_name: bytes | None = None
         self.long_link: bytes | None = None
-        self.sparse_pairs: list[bytes] = []  # PAX sparse 0.0 repeats its keys
+        self.sparse_pairs: list[tuple[bytes, bytes]] = []  # PAX sparse 0.0 repeats its keys
+        self.size = 0  # bytes of all those headers
 
 
 class TarReader:
@@ -176,10 +177,8 @@ class TarReader:
                         "the tar ends in the middle of a file's data (truncated)", self._name()
                     )
 
-    def _small(self, size: int, what: str) -> bytes:
+    def _small(self, size: int) -> bytes:
         """The data of a header that describes the next member."""
-        if size > HEADER_LIMIT:
-            raise InvalidLayer(f"{what} of {size} bytes is over the limit of {HEADER_LIMIT}")
         pieces = []
         self._data = size
         while self._data:
@@ -218,12 +217,15 @@ class TarReader:
             raise InvalidLayer("a zero block stands in the middle of the tar")
 
     def _extension(self, flag: bytes, size: int, extensions: _Extensions) -> None:
+        extensions.size += size
+        if extensions.size > HEADER_LIMIT:
+            raise InvalidLayer(f"extended headers of more than {HEADER_LIMIT} bytes")
         if flag in b"xg":
-            data = self._small(size, "extended header")
+            data = self._small(size)
             if flag == b"x":
                 _parse_pax(data, extensions)
             return
-        text = self._small(size, "long name").partition(b"\0")[0]
+        text = self._small(size).partition(b"\0")[0]
         if flag == b"L":
             extensions.long_name = text
         else:
@@ -240,6 +242,8 @@ class TarReader:
             raise InvalidLayer(f"unhandled tar header type {flag!r}", member.name) from None
         if member.kind is REGULAR and flag != b"S" and member.name.endswith(b"/"):
             member.kind = DIRECTORY  # how v7, which had no type for it, spells a directory
+            if _number(fields[4], "size") or records.get(b"size", b"0") != b"0":
+                raise InvalidLayer("a directory with data", member.name)
         member.mode = _number(fields[1], "mode") & 0o7777
         member.uid = _id(records.get(b"uid"), fields[2], "uid", member.name)
         member.gid = _id(records.get(b"gid"), fields[3], "gid", member.name)
@@ -292,9 +296,9 @@ class TarReader:
         if records.get(b"GNU.sparse.major") == b"1" and records.get(b"GNU.sparse.minor") == b"0":
             numbers = self._sparse_map(member.name)
         elif b"GNU.sparse.map" in records:
-            numbers = [_decimal(n, "sparse map") for n in records[b"GNU.sparse.map"].split(b",") if n]
+            numbers = [_decimal(n, "sparse map") for n in records[b"GNU.sparse.map"].split(b",")]
         else:
-            numbers = [_decimal(n, "sparse map") for n in extensions.sparse_pairs]
+            numbers = _repeated_map(extensions.sparse_pairs, member.name)
         if len(numbers) % 2:
             raise InvalidLayer("sparse map with half an entry", member.name)
         member.size = _decimal(real, "real size")
@@ -332,13 +336,13 @@ def _verify_checksum(block: bytes, field: bytes) -> None:
 
 
 def _number(field: bytes, what: str) -> int:
-    """Octal digits between spaces and NULs, or GNU's base-256 when the top bit is set."""
+    """Octal digits among spaces and NULs (also before them, as GNU and Go read it), or GNU's base-256."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=False)
         bits = 8 * len(field)
         value &= (1 << (bits - 1)) - 1
         return value - (1 << (bits - 1)) if field[0] & 0x40 else value
-    text = field.partition(b"\0")[0].strip(b" ")
+    text = field.strip(b" \0").partition(b"\0")[0].rstrip(b" ")
     if not text:
         return 0
     try:
@@ -409,7 +413,7 @@ def _parse_pax(data: bytes, extensions: _Extensions) -> None:
             raise InvalidLayer(f"NUL in PAX {key.decode()}", value)
         position = end
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
-            extensions.sparse_pairs.append(value)
+            extensions.sparse_pairs.append((key, value))
         if value or key.startswith(b"SCHILY.xattr."):
             extensions.records[key] = value
         else:
@@ -428,6 +432,14 @@ def _extents(table: bytes, name: bytes) -> list[Extent]:
             raise InvalidLayer("negative number in a sparse map", name)
         found.append((offset, length))
     return found
+
+
+def _repeated_map(pairs: list[tuple[bytes, bytes]], name: bytes) -> list[int]:
+    """PAX 0.0: offset and numbytes in turn."""
+    for index, (key, _) in enumerate(pairs):
+        if key != (b"GNU.sparse.offset", b"GNU.sparse.numbytes")[index % 2]:
+            raise InvalidLayer("sparse map out of order", name)
+    return [_decimal(value, "sparse map") for _, value in pairs]
 
 
 def _verify_sparse(member: Member) -> None:

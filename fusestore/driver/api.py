@@ -10,35 +10,13 @@ process that dies in between leaves only a directory under ``tmp/`` that the nex
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from fusestore.digest import CacheID, Readable
 
 if TYPE_CHECKING:
     from fusestore.driver.union.tree import Union
-
-
-class ChangeKind(IntEnum):
-    """What happened to a path; the numbers are moby's ``archive.ChangeType``."""
-
-    MODIFY = 0
-    ADD = 1
-    DELETE = 2
-
-    @property
-    def letter(self) -> str:
-        """The letter ``podman diff`` prints."""
-        return "CAD"[self]
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Change:
-    """One changed path, absolute in the image, as bytes."""
-
-    path: bytes
-    kind: ChangeKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +42,6 @@ class Applied:
     size: int
     reproducible: bool
     entries: int
-
-
-@dataclass(slots=True)
-class DriverStatus:
-    """What ``fusestore info`` says about the driver: rows of (name, value)."""
-
-    rows: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Held(Protocol):
@@ -130,5 +101,5 @@ class Driver(Protocol):
     def metadata(self, cache_id: CacheID) -> dict[str, str]:
         """Directories of the layer under overlay2's names: ``UpperDir``, ``LowerDir``."""
 
-    def status(self) -> DriverStatus:
-        """Facts about the driver and its filesystem."""
+    def status(self) -> list[tuple[str, str]]:
+        """Facts about the driver and its filesystem, as rows of name and value."""

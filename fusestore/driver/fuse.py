@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fusestore.digest import CacheID, Readable
 from fusestore.driver import below, mounter
-from fusestore.driver.api import Applied, DriverStatus, Limits
+from fusestore.driver.api import Applied, Limits
 from fusestore.driver.apply import Below, unpack
 from fusestore.driver.layout import Hold, Home, MountSpec
 from fusestore.driver.union.tree import Union
@@ -89,10 +89,10 @@ class FuseDriver:
         upper, *lowers = [spec.path for spec in self._home.layer_specs(self._home.chain(cache_id))]
         return {"UpperDir": upper} | ({"LowerDir": ":".join(lowers)} if lowers else {})
 
-    def status(self) -> DriverStatus:
+    def status(self) -> list[tuple[str, str]]:
         """How this home keeps owners and whiteouts."""
         home = self._home
-        return DriverStatus([("Ownership", home.ownership.value), ("Whiteouts", home.spelling.value)])
+        return [("Ownership", home.ownership.value), ("Whiteouts", home.spelling.value)]
 
     # -- the merged view ------------------------------------------------------------------------------
 

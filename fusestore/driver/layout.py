@@ -125,7 +125,7 @@ class Home:
         except (ValueError, KeyError, TypeError) as exc:
             raise CorruptStore(str(record), str(exc)) from None
         ownership = Ownership.REAL if owns_every_id() else Ownership.OVERRIDE
-        with opened(self.tmp) as fd:
+        with sweeping(self.tmp), opened(self.tmp) as fd:
             spelling = whiteout.probe(fd)
             if ownership is Ownership.OVERRIDE:
                 _probe_xattrs(self.tmp)
@@ -165,15 +165,22 @@ class Home:
         To be called inside the transaction that names the layer: removers lock only inside one of theirs, so
         nobody can come between the exclusive lock of the maker and the shared one of the holder.
         """
-        link = self.links / short_name(cache_id)
-        link.unlink(missing_ok=True)
-        link.symlink_to(f"../{cache_id}/diff")
-        self.staged(cache_id).rename(self.path / cache_id)
-        fsync_directory(os.fsencode(self.links))
-        fsync_directory(os.fsencode(self.path))
+        staged, published = self.staged(cache_id), self.path / cache_id
+        staged.rename(published)
+        try:
+            (self.links / short_name(cache_id)).symlink_to(f"../{cache_id}/diff")
+            fsync_directory(os.fsencode(self.links))
+            fsync_directory(os.fsencode(self.path))
+        except BaseException:
+            self._unlink(cache_id)
+            published.rename(staged)
+            raise
         fd = self._staged.pop(cache_id)
         fcntl.flock(fd, fcntl.LOCK_SH)
         return Hold(fd)
+
+    def _unlink(self, cache_id: CacheID) -> None:
+        (self.links / short_name(cache_id)).unlink(missing_ok=True)
 
     def discard(self, cache_id: CacheID) -> None:
         """Delete a layer that this process has staged; one that it has not is no error."""
@@ -198,8 +205,8 @@ class Home:
             raise LayerInUse(cache_id, "it is mounted, or another process works with it") from None
         try:
             yield
+            self._unlink(cache_id)
             published.rename(doomed)
-            (self.links / short_name(cache_id)).unlink(missing_ok=True)
             fsync_directory(os.fsencode(self.path))
             remove_tree(doomed)
         finally:

@@ -72,15 +72,23 @@ def mount(spec: MountSpec, mountpoint: Path, runroot: Path) -> None:
         if present is not None or _is_dead(mountpoint):
             detach(str(mountpoint))
         _verify(mountpoint, spec, runroot)
-        fd = _open_fuse(spec, mountpoint)
         try:
-            _start(spec, mountpoint, fd, runroot)
+            _mount(spec, mountpoint, runroot)
         except BaseException:
-            with contextlib.suppress(OSError):
-                detach(str(mountpoint))
+            _remove_own(mountpoint, runroot)
             raise
-        finally:
-            os.close(fd)
+
+
+def _mount(spec: MountSpec, mountpoint: Path, runroot: Path) -> None:
+    fd = _open_fuse(spec, mountpoint)
+    try:
+        _start(spec, mountpoint, fd, runroot)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            detach(str(mountpoint))
+        raise
+    finally:
+        os.close(fd)
 
 
 def _verify(mountpoint: Path, spec: MountSpec, runroot: Path) -> None:
@@ -234,7 +242,12 @@ def _remove_traces(record: Path, mountpoint: Path) -> None:
     log = record.with_suffix(".log")
     if log.exists() and not log.stat().st_size:
         log.unlink()
-    if mountpoint.parent == record.parent.parent / "mnt":
+    _remove_own(mountpoint, record.parent.parent)
+
+
+def _remove_own(mountpoint: Path, runroot: Path) -> None:
+    """Remove a mountpoint that we made, unless something is mounted there."""
+    if mountpoint.parent == runroot / "mnt":
         with contextlib.suppress(OSError):
             mountpoint.rmdir()
 

@@ -24,6 +24,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from fusestore.driver.union.nodes import Node
 from fusestore.driver.union.tree import Union
+from fusestore.syscalls import owns_every_id
 
 _log = logging.getLogger(__name__)
 
@@ -40,12 +41,18 @@ _ABSENT = EntryAttributes()
 _ABSENT.st_ino = 0
 _ABSENT.entry_timeout = _FOREVER
 
+# A listed name without attributes: the kernel looks it up when it is used, and then gets the error.
+_UNREADABLE = EntryAttributes()
+_UNREADABLE.st_ino = 0
+
 
 def _error(exc: Exception) -> FUSEError:
     """`exc` as the only thing a handler may raise."""
     if isinstance(exc, FUSEError):
         return exc
     if isinstance(exc, OSError) and exc.errno:
+        if exc.errno == errno.EIO:
+            _log.error("%s", exc)
         return FUSEError(exc.errno)
     _log.error("a handler failed", exc_info=exc)
     return FUSEError(errno.EIO)
@@ -84,6 +91,7 @@ class Operations(pyfuse3.Operations):
         self._union = union
         self._started = started
         self._prefilled: set[int] = set()
+        self._is_root = owns_every_id()
 
     def init(self) -> None:
         """FUSE_INIT."""
@@ -162,9 +170,13 @@ class Operations(pyfuse3.Operations):
         try:
             count, put = self._union.count, pyfuse3.readdir_reply
             for name, node, offset in self._union.readdir(fh, start):
-                if not put(token, name, _reply(node), offset):
+                if isinstance(node, OSError):
+                    _log.error("%s", node)
+                    if not put(token, name, _UNREADABLE, offset):
+                        break
+                elif not put(token, name, _reply(node), offset):
                     break
-                if offset > 2:  # not . and ..
+                elif offset > 2:  # not . and ..
                     count(node)
         except Exception as exc:
             raise _error(exc) from None
@@ -186,7 +198,9 @@ class Operations(pyfuse3.Operations):
     async def listxattr(self, ino: int, ctx: object) -> list[bytes]:
         """FUSE_LISTXATTR."""
         try:
-            return self._union.listxattr(ino)
+            names = self._union.listxattr(ino)
+            # The kernel gives trusted.* to nobody but root, so nobody else should be told of it.
+            return names if self._is_root else [n for n in names if not n.startswith(b"trusted.")]
         except Exception as exc:
             raise _error(exc) from None
 

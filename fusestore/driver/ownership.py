@@ -41,6 +41,8 @@ _INTERNAL = (
 # The host's label of the backing file, not the image's (containers/storage ignores it too).
 _HOST_ONLY = b"security.selinux"
 
+_ID_LIMIT = (1 << 32) - 1  # chown(2) takes this id for "leave it"
+
 _TYPES = {
     b"file": stat.S_IFREG,
     b"dir": stat.S_IFDIR,
@@ -106,6 +108,8 @@ def decode(value: bytes) -> tuple[int, int, int, int | None, int]:
     if len(fields) not in (3, 4):
         raise ValueError(f"override_stat {value!r}")
     uid, gid, permissions = int(fields[0]), int(fields[1]), int(fields[2], 8)
+    if not (0 <= uid < _ID_LIMIT and 0 <= gid < _ID_LIMIT):
+        raise ValueError(f"override_stat {value!r}")
     if len(fields) == 3:
         return uid, gid, permissions, None, 0
     kind, *numbers = fields[3].split(b"-")

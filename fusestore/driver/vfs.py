@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fusestore.digest import CacheID, Readable
 from fusestore.driver import below, whiteout
-from fusestore.driver.api import Applied, DriverStatus, Limits
+from fusestore.driver.api import Applied, Limits
 from fusestore.driver.apply import unpack
 from fusestore.driver.layout import Hold, Home, LayerSpec
 from fusestore.driver.union.tree import Union
@@ -104,9 +104,9 @@ class VfsDriver:
         """``SourceDir``, as moby's vfs calls it."""
         return {"SourceDir": str(self._home.path / cache_id / "diff")}
 
-    def status(self) -> DriverStatus:
+    def status(self) -> list[tuple[str, str]]:
         """How this home keeps owners."""
-        return DriverStatus([("Ownership", self._home.ownership.value)])
+        return [("Ownership", self._home.ownership.value)]
 
 
 # Both walks below go over relative paths, parents before children; ``tree`` is ours alone.

@@ -24,6 +24,7 @@ _FORMAT = 1
 _PATIENCE = 60  # seconds a statement waits for other processes' transactions
 
 _SCHEMA = """
+-- driver: the graphdriver that keeps the layers.
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
 -- A read-only layer.  size: bytes of its own files, each inode once.  created: seconds since 1970.

@@ -36,6 +36,7 @@ class LayerStore:
     """All layers of a store, kept by one driver."""
 
     def __init__(self, metadata: LayerMetadata, driver: Driver, limits: Limits | None = None) -> None:
+        metadata.claim(driver.name)
         self._metadata = metadata
         self._driver = driver
         self._limits = limits or Limits()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusestore.digest import CacheID, ChainID, DiffID
-from fusestore.errors import LayerNotFound
+from fusestore.errors import LayerNotFound, NotSupported
 from fusestore.store.database import Database
 
 
@@ -33,6 +33,16 @@ class LayerMetadata:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+
+    def claim(self, driver: str) -> None:
+        """Say which driver keeps the layers; one store has one.  Raises NotSupported for another."""
+        query = "SELECT value FROM settings WHERE key = 'driver'"
+        rows = self.database.select(query)
+        if not rows:
+            self.database.select("INSERT OR IGNORE INTO settings VALUES ('driver', ?)", driver)
+            rows = self.database.select(query)
+        if rows[0]["value"] != driver:
+            raise NotSupported(f"this store is kept by the driver {rows[0]['value']}, not {driver}")
 
     def get(self, chain_id: ChainID) -> LayerRecord:
         """The row of a layer.  Raises LayerNotFound."""

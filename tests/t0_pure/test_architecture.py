@@ -49,7 +49,7 @@ ALLOWED = {
     "driver.union.resolve": {"driver.union.layerdir"},
     "driver.union.nodes": {"driver.union.layerdir"},
     "driver.union.tree": UNION,
-    "driver.operations": {"driver.union.tree", "driver.union.nodes"},
+    "driver.operations": {"syscalls", "driver.union.tree", "driver.union.nodes"},
     "driver.loop": set(),
     "driver.server": {
         "syscalls",

@@ -179,10 +179,11 @@ class Union:
         self._listings[handle] = node
         return handle
 
-    def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Node, int]]:
+    def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Node | OSError, int]]:
         """Entries from offset `start` on as (name, node, offset of the next), ``.`` and ``..`` first.
 
-        Those handed on to the kernel have to be counted, but for the first two.
+        Those handed on to the kernel have to be counted, but for the first two.  An entry that cannot be read
+        comes with its error and hides no other.
         """
         directory = self._listings[handle]
         assert directory.listing is not None
@@ -192,7 +193,11 @@ class Union:
             yield b"..", self._parent(directory), _DOTS
         first = max(start - _DOTS, 0)
         for offset, listed in enumerate(directory.listing[first:], first + _DOTS + 1):
-            node = self._nodes.by_ino.get(listed.ino) or self._listed_node(directory, listed)
+            try:
+                node = self._nodes.by_ino.get(listed.ino) or self._listed_node(directory, listed)
+            except OSError as exc:
+                yield listed.name, exc, offset
+                continue
             if node is not None:
                 yield listed.name, node, offset
 

@@ -1,0 +1,675 @@
+"""Measure fusestore beside fuse-overlayfs and the kernel's overlayfs, on the same layers, in the same run.
+
+An image is made of the files below one directory and loaded into a throw-away store.  All sides then mount
+the very same ``diff`` directories of that store, and before anything is measured they must show the same tree.
+
+*Cold* is the first pass over a fresh mount: what the kernel had cached of the mount before is gone, while the
+layers' own files stay in the page cache, for all sides alike.  *Warm* is the second pass.  Each sample is a
+new client process, the same one for all sides, which mounts, measures itself, and unmounts; for a side that
+needs a user namespace all of that happens inside.  Sides take turns, so that a busy machine is busy for all.
+
+Nothing is deleted before the end: ext4 without a journal searches long for inodes that were not freed within
+the last minutes, and makes the next import four times as slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import stat
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from ctypes import CDLL
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from fusestore.driver.ownership import OVERRIDE_STAT
+from fusestore.store.storage import Store
+from fusestore.transport.document import INDEX, OCI_MANIFEST
+
+ENTRIES = 21_000  # of the tree, before deletions
+LARGEST = 256 << 10  # of its files
+LAYERS = 6
+BIG = "big-file"
+BIG_SIZE = 512 << 20
+SMALL = 64 << 10
+SAMPLE = 2_000  # files that are read, names that are missing
+CONFIGURATION = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+DEADLINE = 300  # seconds for any one process
+
+Entry = list[Any]  # path and mode; of files also size, time and digest, of links the target
+Samples = dict[str, dict[str, list[float]]]  # row -> side -> values
+
+
+# -- the client -------------------------------------------------------------------------------------------
+
+
+def walk(top: str, paths: Sequence[str]) -> None:
+    """What ``find -ls`` asks for: every directory, every lstat, every link's target."""
+    for entry in os.scandir(top):
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if stat.S_ISDIR(mode):
+            walk(entry.path, ())
+        elif stat.S_ISLNK(mode):
+            os.readlink(entry.path)
+
+
+def read(top: str, paths: Sequence[str]) -> None:
+    """Open, read and close each of some small files."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        os.read(fd, SMALL)
+        os.close(fd)
+
+
+def miss(top: str, paths: Sequence[str]) -> None:
+    """Ask for names that do not exist."""
+    for path in paths:
+        try:
+            os.stat(path)
+        except FileNotFoundError:
+            continue
+        raise FileExistsError(path)
+
+
+def xattr(top: str, paths: Sequence[str]) -> None:
+    """Ask for an xattr that does not exist; FUSE never caches xattrs, so this is one request each time."""
+    for path in paths:
+        try:
+            os.getxattr(path, "user.absent")
+        except OSError:
+            continue
+        raise FileExistsError(path)
+
+
+def stream(top: str, paths: Sequence[str]) -> None:
+    """Read files from beginning to end, as cat does."""
+    buffer = bytearray(128 << 10)
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        while os.readv(fd, [buffer]):
+            pass
+        os.close(fd)
+
+
+def nothing(top: str, paths: Sequence[str]) -> None:
+    """Mount and unmount only."""
+
+
+WORK = {f.__name__: f for f in (walk, read, miss, xattr, stream, nothing)}
+
+
+def inventory(top: str) -> list[Entry]:
+    """All that every side must agree on; owners are not, as a side without FUSE cannot show the image's."""
+    found = []
+    for directory, subdirectories, files in os.walk(top):
+        for name in subdirectories + files:
+            path = os.path.join(directory, name)
+            st = os.lstat(path)
+            facts: Entry = [os.path.relpath(path, top), st.st_mode]
+            if stat.S_ISLNK(st.st_mode):
+                facts.append(os.readlink(path))
+            elif stat.S_ISREG(st.st_mode):
+                with open(path, "rb") as file:
+                    facts += [st.st_size, st.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
+            found.append(facts)
+    return sorted(found, key=str)
+
+
+def run_client() -> None:
+    """Do one job, which stdin describes: mount, work twice, unmount; on stdout what each took, in seconds."""
+    job = json.load(sys.stdin)
+    # PR_SET_CHILD_SUBREAPER: a server that detaches itself becomes our child, so that we can wait for its end.
+    CDLL(None).prctl(36, 1)
+    top = job["top"]
+    paths = [os.path.join(top, name) for name in job["names"]]
+    gc.disable()
+    result: dict[str, Any] = {"mount": timed(mount, job["mount"], top)}
+    try:
+        if job["work"] == "inventory":
+            result["inventory"] = inventory(top)
+        else:
+            work = WORK[job["work"]]
+            result["cold"] = timed(work, top, paths)
+            result["warm"] = timed(work, top, paths)
+            result["memory"] = memory_of_children()
+    finally:
+        result["unmount"] = timed(unmount, job["unmount"])
+    json.dump(result, sys.stdout)
+
+
+def timed(function: Callable[..., object], *arguments: object) -> float:
+    """Seconds."""
+    started = perf_counter()
+    function(*arguments)
+    return perf_counter() - started
+
+
+def mount(command: Sequence[str], top: str) -> None:
+    """Mount; done when the first listing is."""
+    run(command)
+    if not os.listdir(top):
+        raise FileNotFoundError(f"{top}: empty, though {command[0]} said it was mounted")
+
+
+def unmount(command: Sequence[str]) -> None:
+    """Unmount; done when the server behind the mount, if there is one, has ended."""
+    run(command)
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+def memory_of_children() -> int:
+    """Bytes of resident memory of the server behind the mount; 0 if there is none."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    told = "".join(Path(f"/proc/{pid}/status").read_text() for pid in children)
+    return sum(1024 * int(kib) for kib in re.findall(r"^VmRSS:\s+(\d+)", told, re.MULTILINE))
+
+
+def run(command: Sequence[str], stdin: str = "") -> str:
+    """What a command prints.  One that fails raises RuntimeError with its words."""
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+# -- the image --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Layer:
+    """What one layer says: names that it has, directories and files; names that it deletes; opaque ones."""
+
+    names: list[str] = field(default_factory=list)
+    markers: list[str] = field(default_factory=list)
+
+
+def find(tree: Path) -> Iterator[tuple[str, bool, bool]]:
+    """Names below `tree` in a fixed order: (name, is a directory, has no directory in it)."""
+    for directory, subdirectories, files in os.walk(tree):
+        subdirectories.sort()
+        parent = os.path.relpath(directory, tree)
+        if parent != ".":
+            yield parent, True, not subdirectories
+        for file in sorted(files):
+            path = os.path.join(directory, file)
+            if _is_wanted(path):
+                yield os.path.normpath(os.path.join(parent, file)), False, False
+
+
+def _is_wanted(path: str) -> bool:
+    st = os.lstat(path)
+    if stat.S_ISLNK(st.st_mode):
+        return True
+    return stat.S_ISREG(st.st_mode) and st.st_size <= LARGEST and os.access(path, os.R_OK)
+
+
+def spread(found: Iterator[tuple[str, bool, bool]]) -> list[Layer]:
+    """Deal names out to layers as images do, always in the same way.
+
+    Half of the directories come with the base, the others each with one of the layers above, a tenth of all
+    files with any layer.  One in 25 files is deleted by the next layer; of the leaf directories one in 40 is
+    deleted, and another one in 40 made opaque, by the topmost.
+    """
+    layers = [Layer() for _ in range(LAYERS)]
+    for count, (name, is_directory, is_leaf) in enumerate(found):
+        if count == ENTRIES:
+            break
+        directory, base = os.path.split(name)
+        own, home = _lot(name), _lot(name if is_directory else directory)
+        at = own % LAYERS if own % 10 == 0 else (1 + home % (LAYERS - 1)) * (home // 7 % 2)
+        layers[at].names.append(name)
+        if is_leaf and own % 40 == 1:
+            layers[-1].markers.append(os.path.join(directory, f".wh.{base}"))
+        elif is_leaf and own % 40 == 2:
+            layers[-1].markers.append(os.path.join(name, ".wh..wh..opq"))
+        elif not is_directory and own % 25 == 1 and at + 1 < LAYERS:
+            layers[at + 1].markers.append(os.path.join(directory, f".wh.{base}"))
+    return layers
+
+
+def _lot(name: str) -> int:
+    return zlib.crc32(os.fsencode(name)) >> 3
+
+
+def write_layer(tar: Path, tree: Path, layer: Layer) -> None:
+    """A layer's tar: everything owned by root, so that nothing needs an override; parents before children."""
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
+        written = {""}
+        for name in layer.names:
+            _add(archive, tree, name, written)
+        for marker in layer.markers:
+            _add(archive, tree, os.path.dirname(marker), written)
+            archive.addfile(tarfile.TarInfo(marker))
+
+
+def _add(archive: tarfile.TarFile, tree: Path, name: str, written: set[str]) -> None:
+    if name in written:
+        return
+    _add(archive, tree, os.path.dirname(name), written)
+    written.add(name)
+    member = archive.gettarinfo(tree / name, name)
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mode = member.mode & 0o777 | (0o700 if member.isdir() else 0o600)
+    if member.isreg():
+        with open(tree / name, "rb") as file:
+            archive.addfile(member, file)
+    else:
+        archive.addfile(member)
+
+
+def write_big_layer(tar: Path) -> None:
+    """A layer with one big file."""
+    member = tarfile.TarInfo(BIG)
+    member.size = BIG_SIZE
+    chunk = random.Random(0).randbytes(1 << 20)
+    with open(tar, "wb") as file:
+        file.write(member.tobuf())
+        file.writelines(chunk for _ in range(BIG_SIZE >> 20))
+        file.write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+def build(layout: Path, tree: Path) -> None:
+    """Make an OCI directory with two images, ``tree`` and ``big``, which has one layer more."""
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    descriptors, diff_ids = [], []
+    for layer in spread(find(tree)):
+        write_layer(blobs / "tar", tree, layer)
+        diff_ids.append(_digest(blobs / "tar"))
+        run(["gzip", "-1", "-n", str(blobs / "tar")])
+        descriptors.append(_adopt(blobs / "tar.gz", f"{LAYER}+gzip"))
+    small = _image(blobs, "tree", descriptors, diff_ids)
+    write_big_layer(blobs / "tar")
+    diff_ids.append(_digest(blobs / "tar"))
+    descriptors.append(_adopt(blobs / "tar", LAYER))
+    big = _image(blobs, "big", descriptors, diff_ids)
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [small, big]}
+    (layout / "index.json").write_text(json.dumps(index))
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+
+def _image(
+    blobs: Path, name: str, descriptors: Sequence[dict[str, object]], diff_ids: Sequence[str]
+) -> dict[str, object]:
+    machine = os.uname().machine
+    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+    rootfs = {"type": "layers", "diff_ids": diff_ids}
+    configuration = {"architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": _document(blobs, configuration, CONFIGURATION),
+        "layers": descriptors,
+    }
+    named = {"org.opencontainers.image.ref.name": name}
+    return _document(blobs, manifest, OCI_MANIFEST) | {"annotations": named}
+
+
+def _document(blobs: Path, document: dict[str, object], media_type: str) -> dict[str, object]:
+    path = blobs / "document"
+    path.write_text(json.dumps(document))
+    return _adopt(path, media_type)
+
+
+def _adopt(path: Path, media_type: str) -> dict[str, object]:
+    """Give a blob its name; its descriptor."""
+    digest, size = _digest(path), path.stat().st_size
+    path.rename(path.with_name(digest.removeprefix("sha256:")))
+    return {"mediaType": media_type, "digest": digest, "size": size}
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+# -- the sides --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to mount an image.  `prefix` is where its clients run."""
+
+    name: str
+    how: str
+    mount: Callable[[str], list[str]]
+    unmount: list[str]
+    prefix: Sequence[str] = ()
+
+
+class Laboratory:
+    """The directories of a run, its image, and the sides that mount it."""
+
+    def __init__(self, work: Path, tree: Path) -> None:
+        self.work, self.layout, self.top = work, work / "oci", work / "mnt"
+        self.top.mkdir()
+        say(f"building an image of {tree}")
+        build(self.layout, tree)
+        # Also the commands that we start find their store there.
+        os.environ |= {"FUSESTORE_ROOT": str(work / "store"), "FUSESTORE_RUNROOT": str(work / "run")}
+        say("loading it")
+        for name in ("tree", "big"):
+            run(["fusestore", "load", "-q", f"oci:{self.layout}:{name}", "-t", name])
+            for directory in self._layers(name):
+                _unmark(directory)
+        self.sides = self._sides()
+
+    def _sides(self) -> list[Side]:
+        top = str(self.top)
+        return [
+            Side(
+                "fusestore",
+                "fusermount3, the user's own namespaces",
+                lambda image: ["fusestore", "mount", image, top],
+                ["fusestore", "unmount", top],
+            ),
+            Side(
+                "fuse-overlayfs",
+                "fusermount3, the user's own namespaces",
+                lambda image: ["fuse-overlayfs", "-o", f"lowerdir={self._lower(image)}", top],
+                ["fusermount3", "-u", top],
+            ),
+            Side(
+                "kernel",
+                "overlayfs with userxattr, mount and client inside unshare -Urm",
+                lambda image: [
+                    *("mount", "-t", "overlay", "overlay", "-o"),
+                    *(f"ro,userxattr,lowerdir={self._lower(image)}", top),
+                ],
+                ["umount", top],
+                ("unshare", "-Urm"),
+            ),
+        ]
+
+    def _lower(self, image: str) -> str:
+        return ":".join(map(str, self._layers(image)))
+
+    def _layers(self, image: str) -> list[Path]:
+        with Store() as store:
+            chain = store.chain(store.lookup(image))
+            return [store.driver.diff_directory(record.cache_id) for record in chain]
+
+    def client(self, side: Side, image: str, work: str, names: Sequence[str] = ()) -> dict[str, Any]:
+        """What one client reports."""
+        job = {
+            "top": str(self.top),
+            "mount": side.mount(image),
+            "unmount": side.unmount,
+            "work": work,
+            "names": list(names),
+        }
+        client = [*side.prefix, sys.executable, __file__, "--client"]
+        result: dict[str, Any] = json.loads(run(client, json.dumps(job)))
+        return result
+
+    def agree(self) -> list[Entry]:
+        """What the bigger image holds, after all sides have shown the same; one that cannot mount drops out.
+
+        Raises RuntimeError.
+        """
+        say("comparing what the sides show")
+        ours, *others = self.sides
+        tree: list[Entry] = self.client(ours, "big", "inventory")["inventory"]
+        for side in others:
+            try:
+                theirs = self.client(side, "big", "inventory")["inventory"]
+            except RuntimeError as exc:
+                say(f"without {side.name}: {str(exc).splitlines()[-1]}")
+                self.sides.remove(side)
+                continue
+            if theirs != tree:
+                differing = {*map(str, tree)} ^ {*map(str, theirs)}
+                raise RuntimeError(f"{side.name} does not show the same tree: {sorted(differing)[:2]}")
+        return tree
+
+
+def _unmark(directory: Path) -> None:
+    """Give a layer's root the form it has in podman's own stores.
+
+    Marked with ``override_stat`` it would make fuse-overlayfs look for owners in the xattrs of every file, which
+    takes it twice as long.  A server of ours looks there all the same, because its mount's spec says so.
+    """
+    mark = os.fsdecode(OVERRIDE_STAT)
+    if mark in os.listxattr(directory):
+        os.removexattr(directory, mark)
+
+
+def clean(work: Path) -> None:
+    """Unmount what a failure may have left, and delete everything."""
+    subprocess.run(["fusermount3", "-u", "-q", "-z", work / "mnt"], capture_output=True, check=False)
+    # A layer may hold directories that even their owner cannot write to.
+    run(["chmod", "-R", "u+rwX", str(work)])
+    shutil.rmtree(work)
+
+
+# -- the rows ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of client, and the rows of the table that its reports fill: label -> (what, factor)."""
+
+    work: str
+    reports: dict[str, tuple[str, float]]
+    image: str = "tree"
+
+
+def _both(label: str) -> dict[str, tuple[str, float]]:
+    return {f"{label}, cold": ("cold", 1e3), f"{label}, warm": ("warm", 1e3)}
+
+
+ROWS = {
+    "walk": Row("walk", _both("walk") | {"server after it [MiB]": ("memory", 1 / (1 << 20))}),
+    "read": Row("read", _both(f"read {SAMPLE} small files")),
+    "missing": Row("miss", _both(f"stat {SAMPLE} missing names")),
+    "xattr": Row("xattr", _both(f"getxattr of {SAMPLE} files")),
+    "sequential": Row("stream", _both(f"read {BIG_SIZE >> 20} MiB file"), "big"),
+    "mount": Row("nothing", {"mount, ready": ("mount", 1e3), "unmount, gone": ("unmount", 1e3)}),
+}
+IMPORT = "import"
+
+
+def choose(tree: Sequence[Entry]) -> dict[str, list[str]]:
+    """The names that each row's clients work with, the same in every run on the same tree."""
+    directories = [path for path, mode, *_ in tree if stat.S_ISDIR(mode)]
+    files = [facts for facts in tree if stat.S_ISREG(facts[1])]
+    small = [path for path, _, size, *_ in files if 0 < size <= SMALL]
+    dice = random.Random(0)
+    sample = dice.sample(small, min(SAMPLE, len(small)))
+    absent = [os.path.join(dice.choice(directories), f"absent-{n}") for n in range(SAMPLE)]
+    return {"read": sample, "missing": absent, "xattr": sample, "sequential": [BIG]}
+
+
+def measure(laboratory: Laboratory, names: dict[str, list[str]], wanted: list[str], repeat: int) -> Samples:
+    """All samples of the mount rows."""
+    rows = {key: ROWS[key] for key in wanted if key in ROWS}
+    samples: Samples = {label: {} for row in rows.values() for label in row.reports}
+    for round_ in range(repeat if rows else 0):
+        say(f"mounts, round {round_ + 1} of {repeat}")
+        for key, row in rows.items():
+            for side in laboratory.sides:
+                report = laboratory.client(side, row.image, row.work, names.get(key, ()))
+                for label, (what, factor) in row.reports.items():
+                    if report[what]:  # the kernel has no server whose memory could be told
+                        samples[label].setdefault(side.name, []).append(report[what] * factor)
+    return samples
+
+
+def measure_import(laboratory: Laboratory, repeat: int) -> Samples:
+    """What it takes to get the image from an OCI directory into an empty store of ours and of a peer."""
+    peers = ["skopeo", "umoci"]  # the first that works for this user
+    samples: dict[str, list[float]] = {"fusestore": []}
+    for round_ in range(repeat):
+        say(f"imports, round {round_ + 1} of {repeat}")
+        place = laboratory.work / f"import-{round_}"
+        samples["fusestore"].append(_import(laboratory, "fusestore", place))
+        while peers:
+            try:
+                samples.setdefault(peers[0], []).append(_import(laboratory, peers[0], place))
+                break
+            except (RuntimeError, FileNotFoundError) as exc:
+                say(f"without {peers[0]}: {str(exc).splitlines()[-1]}")
+                samples.pop(peers.pop(0))
+    return {"import": samples}
+
+
+def _import(laboratory: Laboratory, program: str, place: Path) -> float:
+    source = f"{laboratory.layout}:tree"
+    storage = f"containers-storage:[overlay@{place}/skopeo+{place}/run]localhost/tree"
+    commands = {
+        "fusestore": ["fusestore", f"--root={place}/fusestore", "load", "-q", f"oci:{source}"],
+        "skopeo": ["skopeo", "copy", "-q", f"oci:{source}", storage],
+        "umoci": ["umoci", "unpack", "--rootless", f"--image={source}", f"{place}/bundle"],
+    }
+    return timed(run, commands[program]) * 1e3
+
+
+# -- the report -------------------------------------------------------------------------------------------
+
+
+def summary(samples: Samples) -> list[dict[str, Any]]:
+    """Each row with every side's samples, median, least and most, and fusestore's median over the others'."""
+    rows = []
+    for label, sides in samples.items():
+        medians = {name: statistics.median(values) for name, values in sides.items()}
+        numbers = {
+            name: {"median": medians[name], "min": min(values), "max": max(values), "samples": values}
+            for name, values in sides.items()
+        }
+        ratios = {name: medians["fusestore"] / median for name, median in medians.items()}
+        del ratios["fusestore"]
+        unit = "MiB" if label.endswith("[MiB]") else "ms"
+        rows.append({"row": label, "unit": unit, "sides": numbers, "ratios": ratios})
+    return rows
+
+
+def print_table(samples: Samples) -> None:
+    """Columns for all sides that occur, then for fusestore's ratio to each of the others."""
+    names = list(dict.fromkeys(name for sides in samples.values() for name in sides))
+    lines = [["[ms]", *names, *(f"/ {name}" for name in names[1:])]]
+    for row in summary(samples):
+        cells = [_cell(row["sides"][name]) if name in row["sides"] else "-" for name in names]
+        cells += [f"{row['ratios'][name]:.2f}" if name in row["ratios"] else "-" for name in names[1:]]
+        lines.append([row["row"], *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]))
+
+
+def _cell(numbers: dict[str, float]) -> str:
+    digits = 0 if numbers["median"] >= 100 else 1
+    median, least, most = (f"{numbers[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({least}..{most})"
+
+
+def about(laboratory: Laboratory, tree: Sequence[Entry], repeat: int) -> dict[str, Any]:
+    """What was measured, on what, with what."""
+    return {
+        "entries": len(tree),
+        "sha256": hashlib.sha256(json.dumps(tree).encode()).hexdigest(),
+        "layers": LAYERS,
+        "repetitions": repeat,
+        "sides": {side.name: f"{_version(side)}, {side.how}" for side in laboratory.sides},
+        "python": sys.version.split()[0],
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def _version(side: Side) -> str:
+    if side.name == "kernel":
+        return f"Linux {os.uname().release}"
+    return run([side.name, "--version"]).splitlines()[0]
+
+
+def print_about(facts: dict[str, Any]) -> None:
+    """`facts` in words."""
+    print("{entries} entries in {layers} layers, shown alike by all (sha256 {sha256:.16})".format_map(facts))
+    print("{cpus} CPUs, load {load:.1f}, client: Python {python}".format_map(facts))
+    for name, how in facts["sides"].items():
+        print(f"{name}: {how}")
+    print("median (min..max) of {repetitions}, sides taking turns".format_map(facts))
+    print(
+        "cold: first pass over a fresh mount; warm: the second; the layers' own files are in the page cache"
+    )
+    print("/ NAME: fusestore's median over that of NAME; below 1 fusestore is ahead")
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    keys = [*ROWS, IMPORT]
+    parser = argparse.ArgumentParser(prog="bench", description="Measure fusestore beside its peers.")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="samples of each value [5]")
+    parser.add_argument("--rows", default=",".join(keys), metavar="A,B", help=f"of {', '.join(keys)} [all]")
+    parser.add_argument("--tree", type=Path, default="/usr", metavar="DIR", help="what to image [/usr]")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    options = parser.parse_args()
+    options.rows = options.rows.split(",")
+    if unknown := set(options.rows) - set(keys):
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    if not options.tree.is_dir():
+        parser.error(f"no such directory: {options.tree}")
+    if options.repeat < 1:
+        parser.error("--repeat must be at least 1")
+    return options
+
+
+def main() -> None:
+    """Build, compare, measure, print."""
+    options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that it is cleaned up
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusestore"
+    cache.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="bench.", dir=cache))
+    try:
+        laboratory = Laboratory(work, options.tree)
+        tree = laboratory.agree()
+        facts = about(laboratory, tree, options.repeat)
+        samples = measure(laboratory, choose(tree), options.rows, options.repeat)
+        imports = measure_import(laboratory, options.repeat) if IMPORT in options.rows else {}
+    except (RuntimeError, subprocess.TimeoutExpired) as exc:
+        sys.exit(f"bench: {exc}")
+    finally:
+        clean(work)
+    if options.format == "json":
+        json.dump(facts | {"rows": summary(samples | imports)}, sys.stdout, indent=2)
+        print()
+        return
+    print_about(facts)
+    for table in filter(None, (samples, imports)):
+        print()
+        print_table(table)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--client"]:
+        run_client()
+    else:
+        main()
