@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fusestore.errors import InvalidReference
 
 DEFAULT_DOMAIN = "docker.io"
+_OLD_DEFAULT = "index.docker.io"
 LOCAL_DOMAIN = "localhost"
 DEFAULT_TAG = "latest"
 
@@ -23,6 +24,7 @@ _HOST = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = re.compile(rf"(?:{_HOST}(?:\.{_HOST})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
 _TAG = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _NAME_LIMIT = 255
 
 
@@ -55,7 +57,7 @@ def parse(text: str) -> Reference:
     if slash and ("." in first or ":" in first or first == LOCAL_DOMAIN or first != first.lower()):
         if not _DOMAIN.fullmatch(first):
             raise InvalidReference(text, f"{first!r} is not a host name")
-        domain, rest = first, remainder
+        domain, rest = (DEFAULT_DOMAIN if first == _OLD_DEFAULT else first), remainder
     path, colon, tag = rest.partition(":")
     if colon and not _TAG.fullmatch(tag):
         raise InvalidReference(text, "a tag is up to 128 letters, digits, _ . and -")
@@ -66,6 +68,8 @@ def parse(text: str) -> Reference:
             else "a name is lower-case words joined by . _ - /"
         )
         raise InvalidReference(text, reason)
+    if not domain and _IMAGE_ID.fullmatch(path):
+        raise InvalidReference(text, "64 hex digits are an image id")
     if len(domain) + len(path) > _NAME_LIMIT:
         raise InvalidReference(text, f"over {_NAME_LIMIT} characters")
     return Reference(domain, path, tag, digest)

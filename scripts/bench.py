@@ -1,7 +1,7 @@
 """Measure fusestore beside fuse-overlayfs and the kernel's overlayfs, on the same layers, in the same run.
 
 An image is made of the files below one directory and loaded into a throw-away store.  All sides then mount
-the very same ``diff`` directories of that store, and before anything is measured they must show the same tree.
+the very same ``diff`` directories of that store, and must show the same tree before anything is measured.
 
 *Cold* is the first pass over a fresh mount: what the kernel had cached of the mount before is gone, while the
 layers' own files stay in the page cache, for all sides alike.  *Warm* is the second pass.  Each sample is a
@@ -30,7 +30,7 @@ import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import CDLL
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +134,7 @@ def inventory(top: str) -> list[Entry]:
 def run_client() -> None:
     """Do one job, which stdin describes: mount, work twice, unmount; on stdout what each took, in seconds."""
     job = json.load(sys.stdin)
-    # PR_SET_CHILD_SUBREAPER: a server that detaches itself becomes our child, so that we can wait for its end.
+    # PR_SET_CHILD_SUBREAPER: a server that detaches itself becomes our child, so that we can await its end.
     CDLL(None).prctl(36, 1)
     top = job["top"]
     paths = [os.path.join(top, name) for name in job["names"]]
@@ -326,7 +326,7 @@ def _image(
     return _document(blobs, manifest, OCI_MANIFEST) | {"annotations": named}
 
 
-def _document(blobs: Path, document: dict[str, object], media_type: str) -> dict[str, object]:
+def _document(blobs: Path, document: Mapping[str, object], media_type: str) -> dict[str, object]:
     path = blobs / "document"
     path.write_text(json.dumps(document))
     return _adopt(path, media_type)
@@ -447,8 +447,8 @@ class Laboratory:
 def _unmark(directory: Path) -> None:
     """Give a layer's root the form it has in podman's own stores.
 
-    Marked with ``override_stat`` it would make fuse-overlayfs look for owners in the xattrs of every file, which
-    takes it twice as long.  A server of ours looks there all the same, because its mount's spec says so.
+    Marked with ``override_stat`` it would make fuse-overlayfs look for an owner in the xattrs of every file,
+    which takes it twice as long.  Our server does that all the same, because its spec says so.
     """
     mark = os.fsdecode(OVERRIDE_STAT)
     if mark in os.listxattr(directory):
@@ -601,7 +601,8 @@ def about(laboratory: Laboratory, tree: Sequence[Entry], repeat: int) -> dict[st
 def _version(side: Side) -> str:
     if side.name == "kernel":
         return f"Linux {os.uname().release}"
-    return run([side.name, "--version"]).splitlines()[0]
+    lines = run([side.name, "--version"]).splitlines()
+    return next(line for line in lines if line.startswith(side.name))
 
 
 def print_about(facts: dict[str, Any]) -> None:

@@ -48,10 +48,10 @@ def as_json(value: Any) -> None:  # noqa: ANN401
 def size(count: int) -> str:
     """Bytes in decimal units and three digits: 11.3 kB."""
     value = float(count)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.5 or unit == "TB":
-            break
-        value /= 1000
+    units = iter(("B", "kB", "MB", "GB", "TB", "PB", "EB"))
+    unit = next(units)
+    while value >= 999.5:
+        value, unit = value / 1000, next(units)
     return f"{value:.3g} {unit}"
 
 
@@ -63,11 +63,9 @@ def age(moment: int) -> str:
     for unit, length in (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 86_400)):
         if seconds >= 2 * length:
             return f"{seconds // length} {unit}s ago"
-    for unit, length in (("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            count = seconds // length
-            return f"{count} {unit}{'s' * (count > 1)} ago"
-    return f"{seconds} seconds ago"
+    unit, length = next(((u, n) for u, n in (("hour", 3600), ("minute", 60)) if seconds >= n), ("second", 1))
+    count = seconds // length
+    return f"{count} {unit}{'' if count == 1 else 's'} ago"
 
 
 class Lines:

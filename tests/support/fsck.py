@@ -15,7 +15,9 @@ def problems(root: Path) -> list[str]:
     database = sqlite3.connect(f"file:{root / 'store.db'}?mode=ro", uri=True)
     try:
         database.row_factory = sqlite3.Row
-        found += [f"database: {row[0]}" for row in database.execute("PRAGMA integrity_check") if row[0] != "ok"]
+        found += [
+            f"database: {row[0]}" for row in database.execute("PRAGMA integrity_check") if row[0] != "ok"
+        ]
         found += [f"database: {tuple(row)}" for row in database.execute("PRAGMA foreign_key_check")]
         layers = {row["chain_id"]: row for row in database.execute("SELECT * FROM layers")}
         found += _layers(root / "fuse", layers)
@@ -33,7 +35,9 @@ def _layers(home: Path, layers: dict[str, sqlite3.Row]) -> list[str]:
             found.append(f"layer {name}: its directory {row['cache_id']} is missing")
         if row["parent"] is not None and row["parent"] not in layers:
             found.append(f"layer {name}: its parent is missing")
-        expected = row["diff_id"] if row["parent"] is None else _digest(f"{row['parent']} {row['diff_id']}".encode())
+        expected = (
+            row["diff_id"] if row["parent"] is None else _digest(f"{row['parent']} {row['diff_id']}".encode())
+        )
         if name != expected:
             found.append(f"layer {name}: that is not the chain ID of its parent and diff ID")
     for entry in home.iterdir() if home.exists() else ():
@@ -59,7 +63,11 @@ def _images(big: Path, database: sqlite3.Connection, layers: dict[str, sqlite3.R
         path = big / row["item"] / name
         if not path.exists() or _digest(path.read_bytes()) != row["digest"]:
             found.append(f"image {row['item']}: {row['key']} is missing or changed")
-    found += [f"blobs of {e.name}: no row names them" for e in big.iterdir() if e.name not in ids] if big.exists() else []
+    found += (
+        [f"blobs of {e.name}: no row names them" for e in big.iterdir() if e.name not in ids]
+        if big.exists()
+        else []
+    )
     return found
 
 

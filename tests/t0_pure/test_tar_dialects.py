@@ -127,7 +127,9 @@ def test_base256_size():
     assert only(tar(member("f", b"abc", size=base256(3, 12))))[1] == b"abc"
 
 
-@pytest.mark.parametrize("field", [b"   1750 ", b"1750\0", b"0001750\0", b"1750 \0", b"  1750\0 ", b"00001750"])
+@pytest.mark.parametrize(
+    "field", [b"   1750 ", b"1750\0", b"0001750\0", b"1750 \0", b"  1750\0 ", b"00001750"]
+)
 def test_octal_fields_between_spaces_and_nuls(field):
     assert only(tar(member("f", uid=field)))[0].uid == 0o1750
 
@@ -274,7 +276,9 @@ def sparse_pairs(*extra):
 
 
 def test_pax_sparse_0_0():
-    pairs = [(f"GNU.sparse.{k}", str(v)) for e in EXTENTS for k, v in zip(("offset", "numbytes"), e, strict=True)]
+    pairs = [
+        (f"GNU.sparse.{k}", str(v)) for e in EXTENTS for k, v in zip(("offset", "numbytes"), e, strict=True)
+    ]
     entry, content = only(tar(sparse_pairs(*pairs), header(b"s", size=4), padded(b"abcd")))
     assert (entry.name, entry.sparse, content) == (b"s", EXTENTS, CONTENT)
 
@@ -322,7 +326,16 @@ def test_archives_by_gnu_tar(form, tmp_path):
     (place / "symlink").symlink_to("d/file")
     if form not in ("v7", "ustar"):
         (place / ("n" * 150)).symlink_to("t" * 150)
-    command = ["tar", f"--format={form}", "--sort=name", "--mtime=@1.5", "--owner=:7", "--group=:8", "-C", place]
+    command = [
+        "tar",
+        f"--format={form}",
+        "--sort=name",
+        "--mtime=@1.5",
+        "--owner=:7",
+        "--group=:8",
+        "-C",
+        place,
+    ]
     archive = subprocess.run([*command, "-c", "."], check=True, capture_output=True).stdout
     found = {entry.name: (entry, content) for entry, content in read(archive)}
     file, content = found[b"./d/file"]
@@ -335,7 +348,9 @@ def test_archives_by_gnu_tar(form, tmp_path):
         assert found[b"./" + b"n" * 150][0].link == b"t" * 150
 
 
-@pytest.mark.parametrize("options", [["gnu"], ["posix", "0.0"], ["posix", "0.1"], ["posix", "1.0"]], ids="-".join)
+@pytest.mark.parametrize(
+    "options", [["gnu"], ["posix", "0.0"], ["posix", "0.1"], ["posix", "1.0"]], ids="-".join
+)
 def test_sparse_archives_by_gnu_tar(options, tmp_path):
     sparse = tmp_path / "sparse"
     with open(sparse, "wb") as file:

@@ -32,7 +32,11 @@ def refused(archive):
 
 # -- cut ---------------------------------------------------------------------------------------------------
 
-WHOLE = [folder("d"), member("d/f", b"x" * 600, extra={"mtime": "1.5"}), long(b"L", b"n" * 120) + member("n", b"y")]
+WHOLE = [
+    folder("d"),
+    member("d/f", b"x" * 600, extra={"mtime": "1.5"}),
+    long(b"L", b"n" * 120) + member("n", b"y"),
+]
 
 
 def test_truncation_at_every_byte():
@@ -65,7 +69,9 @@ def test_one_wrong_bit_in_a_header(position):
     assert "checksum" in refused(corrupted(position))
 
 
-@pytest.mark.parametrize("checksum", [bytes(8), b" " * 8, b"00000\0\0\0", b"garbage!", b"9999999\0", b"\xff" * 8])
+@pytest.mark.parametrize(
+    "checksum", [bytes(8), b" " * 8, b"00000\0\0\0", b"garbage!", b"9999999\0", b"\xff" * 8]
+)
 def test_wrong_checksums(checksum):
     refused(header(b"f", checksum=checksum) + END)
 
@@ -130,7 +136,24 @@ def test_impossible_ids(field, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["nan", "inf", "-inf", "1e309", "1e9", "", "-", ".5", "1,5", "1.5x", "--1", "9" * 21, "-9e18", " 1", "1\n"]
+    "text",
+    [
+        "nan",
+        "inf",
+        "-inf",
+        "1e309",
+        "1e9",
+        "",
+        "-",
+        ".5",
+        "1,5",
+        "1.5x",
+        "--1",
+        "9" * 21,
+        "-9e18",
+        " 1",
+        "1\n",
+    ],
 )
 def test_impossible_times(text):
     if not text:
@@ -235,7 +258,9 @@ def test_header_limit(kind):
     def of_size(size):
         body = records([("comment", "c" * (size - 17))]) if kind in b"xg" else b"n" * size
         assert len(body) == size
-        return tar(header(b"x", kind=kind, size=size, magic=GNU) + padded(body), member("f", kind=b"2", link="l"))
+        return tar(
+            header(b"x", kind=kind, size=size, magic=GNU) + padded(body), member("f", kind=b"2", link="l")
+        )
 
     assert len(read(of_size(HEADER_LIMIT))) == 1
     assert len(read(of_size(HEADER_LIMIT - 1))) == 1
@@ -244,7 +269,9 @@ def test_header_limit(kind):
 
 def test_many_extended_headers_before_one_member_do_not_pile_up():
     """Each is under the limit; together they must not fill the memory either."""
-    block = [pax([(f"VENDOR.{i}.{'k' * 900}", "v" * 100) for i in range(n, n + 900)]) for n in range(0, 36000, 900)]
+    block = [
+        pax([(f"VENDOR.{i}.{'k' * 900}", "v" * 100) for i in range(n, n + 900)]) for n in range(0, 36000, 900)
+    ]
     archive = tar(*block, member("f"))
     tracemalloc.start()
     try:

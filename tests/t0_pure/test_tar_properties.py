@@ -33,7 +33,9 @@ CHANGE = st.tuples(
     st.integers(0, len(SOUND) - 1),
     st.one_of(
         st.binary(min_size=1, max_size=12),
-        st.sampled_from([b"\0" * 12, b" " * 8, b"\xff" * 12, b"\x80" + b"\xff" * 11, b"7" * 12, b"-1\0", b"\n", b"="]),
+        st.sampled_from(
+            [b"\0" * 12, b" " * 8, b"\xff" * 12, b"\x80" + b"\xff" * 11, b"7" * 12, b"-1\0", b"\n", b"="]
+        ),
     ),
 )
 
@@ -48,7 +50,12 @@ def checksummed(data):
     return bytes(blocks)
 
 
-@given(st.lists(CHANGE, min_size=1, max_size=4), st.booleans(), st.integers(0, len(SOUND)), st.integers(0, len(SOUND)))
+@given(
+    st.lists(CHANGE, min_size=1, max_size=4),
+    st.booleans(),
+    st.integers(0, len(SOUND)),
+    st.integers(0, len(SOUND)),
+)
 @example([(0, b"d")], False, 0, 0)
 def test_mutations_give_members_or_invalid_layer(changes, sum_again, cut_from, cut_to):
     archive = bytearray(SOUND)
@@ -88,7 +95,9 @@ def test_random_pax_records(lines):
 
 # -- agreement with tarfile ----------------------------------------------------------------------------------
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=60)
+TEXT = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=60
+)
 NAMES = st.lists(TEXT, min_size=1, max_size=4).map("/".join)
 KINDS = {
     tarfile.REGTYPE: REGULAR,
@@ -117,7 +126,11 @@ def infos(draw):
     return info, content
 
 
-@given(st.lists(infos(), max_size=5), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), st.integers(1, 3000))
+@given(
+    st.lists(infos(), max_size=5),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+    st.integers(1, 3000),
+)
 def test_sound_archives_are_read_as_tarfile_reads_them(entries, form, step):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form, encoding="utf-8") as archive:
