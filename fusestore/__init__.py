@@ -1,6 +1,7 @@
 """fusestore: container images for people without root.
 
-``import fusestore`` is cheap: names below are loaded when first used, and FUSE is needed only to mount.
+The library begins at `fusestore.store.storage.Store`; `fusestore.transport.pipeline.load` fills it.
+Nothing here needs FUSE but `Store.mount`.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""For every tier: no skips where they are forbidden, a store that is checked after each test, hypothesis profiles."""
+"""For every tier: no skips where forbidden, a store that is checked after each test, hypothesis profiles."""
 
 import os
 from pathlib import Path

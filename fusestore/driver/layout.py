@@ -266,10 +266,12 @@ def short_name(cache_id: CacheID) -> str:
 
 
 def _probe_xattrs(directory: Path) -> None:
+    import xattr  # 20 ms that only the making of a store has to spend
+
     probe = directory / f".xattr-probe-{os.getpid()}"
     probe.touch(mode=0o600)
     try:
-        os.setxattr(probe, OVERRIDE_STAT, b"0:0:0644:file")
+        xattr.setxattr(str(probe), os.fsdecode(OVERRIDE_STAT), b"0:0:0644:file")
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
             raise

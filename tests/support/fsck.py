@@ -40,13 +40,12 @@ def _layers(home: Path, layers: dict[str, sqlite3.Row]) -> list[str]:
         )
         if name != expected:
             found.append(f"layer {name}: that is not the chain ID of its parent and diff ID")
-    for entry in home.iterdir() if home.exists() else ():
-        if re.fullmatch("[0-9a-f]{64}", entry.name) and entry.name not in named:
-            found.append(f"driver layer {entry.name}: no row names it")
-    for link in (home / "l").iterdir() if home.exists() else ():
-        if link.resolve().parent.name not in named:
-            found.append(f"link {link.name}: leads to no layer")
-    return found
+    if not home.exists():
+        return found
+    present = {entry.name for entry in home.iterdir() if re.fullmatch("[0-9a-f]{64}", entry.name)}
+    found += [f"driver layer {name}: no row names it" for name in present - named]
+    links = [link for link in (home / "l").iterdir() if link.resolve().parent.name not in named]
+    return found + [f"link {link.name}: leads to no layer" for link in links]
 
 
 def _images(big: Path, database: sqlite3.Connection, layers: dict[str, sqlite3.Row]) -> list[str]:

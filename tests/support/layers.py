@@ -13,7 +13,6 @@ from fusestore.digest import CacheID, new_cache_id
 from fusestore.driver.api import Applied, Driver, Limits
 from fusestore.driver.apply import Below, Unpacked, unpack
 from fusestore.driver.below import Nothing
-from fusestore.driver.layout import LayerSpec
 from fusestore.driver.ownership import Ownership
 from fusestore.driver.union.layerdir import LayerDir
 from fusestore.driver.union.tree import Union
@@ -86,8 +85,7 @@ def union_of(
     *directories: Path, ownership: Ownership | None = None, spelling: Spelling | None = None
 ) -> Iterator[Union]:
     """A union of directories as they lie on disk, topmost first."""
-    specs = [LayerSpec(str(directory)) for directory in directories]
-    layers = [LayerDir(spec.path, ownership, spelling, spec.links) for spec in specs]
+    layers = [LayerDir(str(directory), ownership, spelling) for directory in directories]
     try:
         yield Union(layers)
     finally:
@@ -96,7 +94,7 @@ def union_of(
 
 
 def find(union: Union, path: bytes) -> int:
-    """The inode number of `path`, looked up name by name as the kernel does; KeyError when it is not there."""
+    """The inode number of `path`, looked up name by name as the kernel does.  Raises KeyError."""
     ino = ROOT
     for name in path.split(b"/") if path else ():
         node = union.lookup(ino, name)
@@ -107,10 +105,10 @@ def find(union: Union, path: bytes) -> int:
 
 
 def names(union: Union, ino: int = ROOT, start: int = 0) -> list[bytes]:
-    """The names that a directory lists."""
+    """The names that a directory lists from offset `start` on, without ``.`` and ``..``."""
     handle = union.opendir(ino)
     try:
-        return [name for name, _, _ in union.readdir(handle, start)]
+        return [name for name, _, _ in union.readdir(handle, start) if name not in (b".", b"..")]
     finally:
         union.releasedir(handle)
 
@@ -167,3 +165,26 @@ def data(union: Union, ino: int) -> bytes:
     """A file's content."""
     with open(union.open(ino, os.O_RDONLY), "rb") as file:
         return file.read()
+
+
+def dangers(directory: Path) -> list[str]:
+    """What in a layer directory on disk could hurt the host, or would not open for its owner."""
+    found = []
+    for place, _, files in os.walk(os.fsencode(directory)):
+        for path in [place, *(os.path.join(place, name) for name in files)]:
+            st = os.lstat(path)
+            is_whiteout = stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+            if not (
+                stat.S_ISREG(st.st_mode)
+                or stat.S_ISDIR(st.st_mode)
+                or stat.S_ISLNK(st.st_mode)
+                or is_whiteout
+            ):
+                found.append(f"{path!r} is a special file")
+            if st.st_mode & 0o7000 and not stat.S_ISLNK(st.st_mode):
+                found.append(f"{path!r} has mode {st.st_mode:o}")
+            if st.st_uid != os.getuid():
+                found.append(f"{path!r} belongs to {st.st_uid}")
+            if not st.st_mode & 0o400 and not is_whiteout:
+                found.append(f"{path!r} cannot be read")
+    return found

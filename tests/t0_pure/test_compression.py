@@ -33,6 +33,11 @@ def whole(data, step=1 << 30, size=1 << 16):
     return found
 
 
+def drained(reader):
+    while reader.read(100):
+        pass
+
+
 @EVERY_FORMAT
 @pytest.mark.parametrize("step", [1000, 1 << 30])
 def test_formats_are_told_by_content(compress, step):
@@ -132,9 +137,7 @@ def test_everything_is_read_to_the_end_of_the_source():
     """Whoever hashes the source must have seen every byte when the content ends."""
     for data in (gzip.compress(PLAIN), zstd.compress(PLAIN), PLAIN):
         stream = Stream(data)
-        reader = decompressed(stream)
-        while reader.read(1 << 16):
-            pass
+        drained(decompressed(stream))
         assert stream.position == len(data)
 
 
@@ -146,10 +149,9 @@ def test_errors_of_the_source_pass_through(error):
                 return super().read(100)
             raise error
 
+    reader = decompressed(Source(gzip.compress(PLAIN)))
     with pytest.raises(type(error)) as caught:
-        whole_of = decompressed(Source(gzip.compress(PLAIN)))
-        while whole_of.read(1 << 16):
-            pass
+        drained(reader)
     assert caught.value is error
 
 
@@ -180,8 +182,7 @@ def test_ahead_passes_every_error_on(error):
             raise error
 
     with pytest.raises(type(error)) as caught, ahead(Source(PLAIN)) as stream:
-        while stream.read(100):
-            pass
+        drained(stream)
     assert caught.value is error
     assert threads() == []
 

@@ -1,4 +1,4 @@
-"""Manifests, indexes and configurations from strangers: what is accepted, and everything else refused by name."""
+"""Manifests, indexes and configurations from strangers: what is accepted, and all else refused by name."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def parsed(data):
     ids=range(19),
 )
 def test_what_is_no_document(data):
-    with pytest.raises(InvalidImage, match="^here: ") as caught:
+    with pytest.raises(InvalidImage, match=r"^here: ") as caught:
         parsed(data)
     assert str(caught.value).isprintable()
 
@@ -239,8 +239,8 @@ def test_no_entry_for_this_platform(platforms):
 
 
 def test_what_is_offered_is_said():
+    listed = [linux("armistice", variant="v2"), {"os": "windows", "architecture": "other"}]
     with pytest.raises(InvalidImage, match="linux/armistice/v2, windows/other"):
-        listed = [linux("armistice", variant="v2"), {"os": "windows", "architecture": "other"}]
         document.for_this_platform(entries(*listed), "here")
 
 

@@ -1,4 +1,4 @@
-"""Names of things: digests, chain IDs, image references, whiteout markers, and what of a name may be printed."""
+"""Names of things: digests, chain IDs, references, whiteout markers, and what of a name may be printed."""
 
 import pytest
 from hypothesis import given
@@ -218,7 +218,7 @@ def test_tar_markers(name, marker, target):
     assert tar_marker(name) == (marker, target)
 
 
-# -- names in messages -----------------------------------------------------------------------------------------
+# -- names in messages ---------------------------------------------------------------------------------------
 
 
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=60)))

@@ -1,4 +1,4 @@
-"""Owner, mode, type and device in ``user.containers.override_stat``: written and read back, forgeries refused."""
+"""Owner, mode, type and device in ``user.containers.override_stat``: round trips, and forgeries refused."""
 
 import os
 import stat
@@ -68,7 +68,7 @@ def test_value_without_a_type():
     ],
 )
 def test_what_is_no_override_stat(value):
-    with pytest.raises(ValueError, match="override_stat|invalid literal"):
+    with pytest.raises(ValueError, match=r"override_stat|invalid literal"):
         own.decode(value)
 
 

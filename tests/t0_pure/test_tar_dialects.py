@@ -5,7 +5,6 @@ import subprocess
 import tarfile
 
 import pytest
-
 from support.tars import GNU, USTAR, V7, Stream, base256, header, long, member, padded, pax, read, tar
 
 from fusestore.tar import CHAR, DIRECTORY, HARD_LINK, REGULAR, SYMLINK, TarReader
@@ -238,7 +237,7 @@ def test_data_that_is_half_taken_is_skipped():
     assert seen == [b"a", b"b"]
 
 
-# -- sparse files: "ab", a hole of 510 bytes, "cd", a hole to 2000 -----------------------------------------
+# -- sparse files: "ab", a hole of 510 bytes, "cd", a hole to 2000 -------------------------------------------
 
 EXTENTS = [(0, 2), (512, 2)]
 CONTENT = b"ab" + bytes(510) + b"cd" + bytes(1486)

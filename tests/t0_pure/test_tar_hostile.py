@@ -30,7 +30,7 @@ def refused(archive):
     return str(caught.value)
 
 
-# -- cut ---------------------------------------------------------------------------------------------------
+# -- cut -----------------------------------------------------------------------------------------------------
 
 WHOLE = [
     folder("d"),
@@ -40,7 +40,7 @@ WHOLE = [
 
 
 def test_truncation_at_every_byte():
-    """Cut between members it is an archive without an end mark, which Go accepts too; anywhere else it is damaged."""
+    """Cut between members it is an archive without an end mark, as Go accepts too; else it is damaged."""
     archive = b"".join(WHOLE)
     ends = {sum(map(len, WHOLE[:count])): count for count in range(len(WHOLE) + 1)}
     for length in range(len(archive) + 1):
@@ -55,7 +55,7 @@ def test_truncation_in_the_end_mark(left):
     refused(member("f") + bytes(left))
 
 
-# -- headers -----------------------------------------------------------------------------------------------
+# -- headers -------------------------------------------------------------------------------------------------
 
 
 def corrupted(position):
@@ -95,7 +95,7 @@ def test_numbers_that_are_not_octal(field, text):
 
 @pytest.mark.parametrize("field", NUMBERS)
 def test_a_number_behind_a_nul_is_not_nothing(field):
-    """GNU tar and Go skip leading NULs: who reads 0 there finds the next header somewhere else than they do."""
+    """GNU tar and Go skip leading NULs: who reads 0 there finds the next header elsewhere than they."""
     inner = member("smuggled")
     text = b"\0%06o" % len(inner)
     try:
@@ -175,7 +175,7 @@ def test_unknown_types(kind):
 
 @pytest.mark.parametrize("kind", [b"\0", b"0", b"7"])
 def test_a_directory_in_disguise_hides_no_data(kind):
-    """A file whose name ends in "/" is a directory, but GNU tar skips its data: no member may come out of that."""
+    """A file whose name ends in "/" is a directory, but GNU tar skips its data: no member may come of it."""
     inner = member("smuggled")
     try:
         found = read(tar(header(b"d/", kind=kind, size=len(inner)) + inner, member("next")))

@@ -1,4 +1,4 @@
-"""Properties of the tar reader: no input surprises it, and on sound archives it agrees with the standard library."""
+"""Properties of the tar reader: no input surprises it, and on sound archives it agrees with tarfile."""
 
 import io
 import tarfile
@@ -66,8 +66,7 @@ def test_mutations_give_members_or_invalid_layer(changes, sum_again, cut_from, c
     data = checksummed(archive) if sum_again else bytes(archive)
     try:
         found = read(data)
-    except InvalidLayer as exc:
-        assert str(exc).isprintable()
+    except InvalidLayer:
         return
     for entry, content in found:
         assert entry.sparse is not None or len(content) == entry.size
