@@ -80,16 +80,21 @@ def _reply(node: Node) -> EntryAttributes:
 
 
 class Operations(pyfuse3.Operations):
-    """A read-only `Union` for pyfuse3.  `started` is called when the kernel has finished its handshake."""
+    """A read-only `Union` for pyfuse3.
+
+    `started` is called when the kernel has finished its handshake, `cache_listing` at the end of each opendir
+    (see `fusestore.driver.loop`).
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, union: Union, started: Callable[[], None]) -> None:
+    def __init__(self, union: Union, started: Callable[[], None], cache_listing: Callable[[], None]) -> None:
         super().__init__()
         self._union = union
         self._started = started
+        self._cache_listing = cache_listing
         self._prefilled: set[int] = set()
         self._is_root = owns_every_id()
 
@@ -161,7 +166,9 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, ino: int, ctx: object) -> int:
         """FUSE_OPENDIR."""
         try:
-            return self._union.opendir(ino)
+            handle = self._union.opendir(ino)
+            self._cache_listing()
+            return handle
         except Exception as exc:
             raise _error(exc) from None
 

@@ -24,8 +24,9 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from fusestore.driver import loop, mounter
+from fusestore.driver import mounter
 from fusestore.driver.layout import MountSpec
+from fusestore.driver.loop import Loop
 from fusestore.driver.operations import Operations
 from fusestore.driver.union.layerdir import LayerDir
 from fusestore.driver.union.tree import Union
@@ -60,7 +61,7 @@ async def _unmount_on_signal(mountpoint: str) -> None:
             await trio.to_thread.run_sync(mounter.detach, mountpoint)
 
 
-async def _run(mountpoint: str) -> None:
+async def _run(loop: Loop, mountpoint: str) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_unmount_on_signal, mountpoint)
         await loop.serve()
@@ -77,11 +78,12 @@ def _serve(order: dict[str, object]) -> None:
         os.write(1, b"ready\n")
         _detach()
 
-    loop.install()
+    fd = int(str(order["fd"]))
+    loop = Loop(fd)
     options = {f"fsname={mounter.source_name(spec)}", "subtype=fusestore"}
-    pyfuse3.init(Operations(union, started), f"/dev/fd/{order['fd']}", options)
+    pyfuse3.init(Operations(union, started, loop.cache_listing), f"/dev/fd/{fd}", options)
     try:
-        trio.run(_run, str(order["mountpoint"]))
+        trio.run(_run, loop, str(order["mountpoint"]))
     finally:
         mounter.forget(order, os.getpid())
 

@@ -108,9 +108,9 @@ class ImageStore:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            for entry in os.scandir(self._big):
-                if self.get(entry.name) is None:
-                    remove_tree(Path(entry.path))
+            known = {row["id"] for row in self._database.select("SELECT id FROM images")}
+            for name in set(os.listdir(self._big)) - known:
+                remove_tree(self._big / name)
 
     def delete_row(self, image_id: str) -> None:
         """Unname an image, its names and its blobs; inside a transaction."""

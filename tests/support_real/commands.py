@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusestore.files import remove_tree
+from fusestore.store.storage import Store
 
 DEADLINE = 30  # seconds for anything that has to happen
 FUSESTORE = (sys.executable, "-bb", "-m", "fusestore")
@@ -85,9 +86,11 @@ class Place:
         return list((self.root / "tmp").glob("*"))
 
     def is_empty(self) -> bool:
-        """No image, no layer, nothing half-made, no mount."""
-        rows = [self.listed(what) for what in ("images", "layers", "mount")]
-        return not (any(rows) or self.half_made() or mounted_below(self.runroot))
+        """Nothing half-made, no image, no layer, no mount."""
+        if self.half_made() or mounted_below(self.runroot):  # first: opening a store sweeps it
+            return False
+        with Store(str(self.root), str(self.runroot)) as store:
+            return not (store.images() or store.layers.map() or store.driver.list_layers() or store.mounts())
 
     def unmount_all(self) -> None:
         """Unmount everything that this runroot knows or that is mounted beside it, whatever state it is in."""
@@ -184,3 +187,14 @@ def inode(path) -> int:
 
 def is_directory(path) -> bool:
     return stat.S_ISDIR(os.lstat(path).st_mode)
+
+
+@contextlib.contextmanager
+def namespace(script: str):
+    """A user and mount namespace in which the shell has run `script`; what to put before a command to be inside."""
+    holder = subprocess.Popen(
+        [*IN_NAMESPACE, "sh", "-ec", f"{script}\necho ready\nread -r _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder, holder.stdin:
+        assert holder.stdout.readline() == b"ready\n", f"cannot {script}"
+        yield ("nsenter", "--preserve-credentials", "-U", "-m", "-t", str(holder.pid), "--")

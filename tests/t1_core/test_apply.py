@@ -163,7 +163,7 @@ def test_fuse_overlayfs_is_told_how_owners_are_kept(driver):
 @pytest.mark.parametrize("kind", [b"0", b"1", b"2", b"3", b"6"])
 def test_the_root_must_be_a_directory(driver, kind):
     """CVE-2021-29136: a symlink in the root's place."""
-    for name in ("./", "/", "."):
+    for name in ("./", "/", ".") if kind != b"0" else (".", "", "x/.."):
         with pytest.raises(InvalidLayer):
             add(driver, tar(header(name.encode(), kind=kind, link=b"/etc", magic=b"ustar\x0000")))
 
@@ -243,7 +243,7 @@ def test_longest_name(driver, make):
 
 
 def test_longest_name_can_be_deleted(any_spelling):
-    if any_spelling.status().rows[1][1] == "device":
+    if dict(any_spelling.status())["Whiteouts"] == "device":
         name = b"n" * 255
     else:
         name = b"n" * 251  # .wh. goes before it
@@ -256,17 +256,8 @@ def paths_of(driver, *archives):
 
 
 def long_path(length):
-    """A path of exactly so many bytes, in components of 100 and less."""
-    whole = b"/".join([b"d" * 99] * (length // 100))
-    path = whole + b"/" * (length % 100 > 0) + b"e" * (length % 100 - 1)
-    assert len(path) == length or length % 100 < 2
-    return (
-        path
-        if len(path) == length
-        else whole[: -(len(whole) - length)]
-        if len(whole) > length
-        else whole + b"e"
-    )
+    """A path of exactly so many bytes."""
+    return ((b"d" * 99 + b"/") * 50)[: length - 1] + b"e"
 
 
 @pytest.mark.parametrize("length", [900, 2000, 4000, 4090, 4095])
@@ -301,6 +292,7 @@ def test_a_path_over_the_limit_is_refused(driver):
         )
 
 
+@pytest.mark.timeout(30)
 def test_deep_trees_are_applied_walked_and_removed(driver):
     path = b"/".join([b"d"] * 1500)
     top, _ = add(driver, tar(folder("./"), folder(path, 0o700), member(path + b"/f", b"deep")))
