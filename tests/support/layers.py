@@ -170,21 +170,16 @@ def data(union: Union, ino: int) -> bytes:
 def dangers(directory: Path) -> list[str]:
     """What in a layer directory on disk could hurt the host, or would not open for its owner."""
     found = []
-    for place, _, files in os.walk(os.fsencode(directory)):
-        for path in [place, *(os.path.join(place, name) for name in files)]:
-            st = os.lstat(path)
+    for place, _, files, fd in os.fwalk(os.fsencode(directory)):
+        for name in [b".", *files]:
+            path, st = os.path.join(place, name), os.stat(name, dir_fd=fd, follow_symlinks=False)
             is_whiteout = stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
-            if not (
-                stat.S_ISREG(st.st_mode)
-                or stat.S_ISDIR(st.st_mode)
-                or stat.S_ISLNK(st.st_mode)
-                or is_whiteout
-            ):
+            if stat.S_IFMT(st.st_mode) not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK) and not is_whiteout:
                 found.append(f"{path!r} is a special file")
-            if st.st_mode & 0o7000 and not stat.S_ISLNK(st.st_mode):
+            if st.st_mode & 0o7000:
                 found.append(f"{path!r} has mode {st.st_mode:o}")
             if st.st_uid != os.getuid():
                 found.append(f"{path!r} belongs to {st.st_uid}")
-            if not st.st_mode & 0o400 and not is_whiteout:
+            if not st.st_mode & 0o400:
                 found.append(f"{path!r} cannot be read")
     return found

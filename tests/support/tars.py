@@ -63,14 +63,14 @@ def padded(data: bytes) -> bytes:
 
 def records(pairs: Iterable[tuple[str | bytes, str | bytes]]) -> bytes:
     """PAX records: each begins with its own length."""
-    found = b""
+    found = []
     for key, value in pairs:
         body = b" " + os.fsencode(key) + b"=" + os.fsencode(value) + b"\n"
         length = len(body) + 1
         while len(b"%d" % length) + len(body) != length:
             length += 1
-        found += b"%d" % length + body
-    return found
+        found.append(b"%d" % length + body)
+    return b"".join(found)
 
 
 def pax(pairs: Iterable[tuple[str | bytes, str | bytes]], kind: bytes = b"x") -> bytes:

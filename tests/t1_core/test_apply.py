@@ -48,7 +48,8 @@ TOP_ID = 2**32 - 2
 def plain(content=b"", kind=stat.S_IFREG, mode=0o644, **attributes):
     """A `Shown` with the attributes of `member`'s defaults."""
     size = len(content) if content is not None else 0
-    values = dict(uid=0, gid=0, mtime_ns=0, rdev=0, size=size, content=content, xattrs={}, nlink=1, ino=0)
+    values = {"uid": 0, "gid": 0, "mtime_ns": 0, "rdev": 0, "size": size, "content": content}
+    values |= {"xattrs": {}, "nlink": 1, "ino": 0}
     return Shown(kind, mode, **(values | attributes))
 
 
@@ -67,7 +68,10 @@ def plain(content=b"", kind=stat.S_IFREG, mode=0o644, **attributes):
         (member("x", extra={"mtime": "-1.5"}), plain(mtime_ns=-1_500_000_000)),
         (member("x", mtime=base256(-(2**30), 12)), plain(mtime_ns=-(2**30) * BILLION)),
         (member("x", mtime=2**33), plain(mtime_ns=2**33 * BILLION)),
-        (folder("x", 0o1777, uid=3, mtime=9), plain(None, stat.S_IFDIR, 0o1777, uid=3, mtime_ns=9 * BILLION, nlink=0)),
+        (
+            folder("x", 0o1777, uid=3, mtime=9),
+            plain(None, stat.S_IFDIR, 0o1777, uid=3, mtime_ns=9 * BILLION, nlink=0),
+        ),
         (folder("x", 0), plain(None, stat.S_IFDIR, 0, nlink=0)),
         (folder("x", 0o2555), plain(None, stat.S_IFDIR, 0o2555, nlink=0)),
         (symlink("x", "/to/it"), plain(b"/to/it", stat.S_IFLNK, 0o777)),
@@ -77,13 +81,20 @@ def plain(content=b"", kind=stat.S_IFREG, mode=0o644, **attributes):
         (symlink("x", "t" * 4095, uid=5), plain(b"t" * 4095, stat.S_IFLNK, 0o777, uid=5)),
         (symlink("x", b"\xff\n../../.."), plain(b"\xff\n../../..", stat.S_IFLNK, 0o777)),
         (member("x", kind=FIFO, mode=0o600), plain(None, stat.S_IFIFO, 0o600)),
-        (member("x", kind=CHAR, mode=0o666, major=1, minor=3), plain(None, stat.S_IFCHR, 0o666, rdev=os.makedev(1, 3))),
+        (
+            member("x", kind=CHAR, mode=0o666, major=1, minor=3),
+            plain(None, stat.S_IFCHR, 0o666, rdev=os.makedev(1, 3)),
+        ),
         (
             member("x", kind=DEVICE, mode=0o660, gid=6, major=4095, minor=2**20 - 1),
             plain(None, stat.S_IFBLK, 0o660, gid=6, rdev=os.makedev(4095, 2**20 - 1)),
         ),
         (
-            member("x", b"1", extra={"SCHILY.xattr.user.a": b"\0\n=", "SCHILY.xattr.security.capability": CAPABILITY}),
+            member(
+                "x",
+                b"1",
+                extra={"SCHILY.xattr.user.a": b"\0\n=", "SCHILY.xattr.security.capability": CAPABILITY},
+            ),
             plain(b"1", xattrs={b"user.a": b"\0\n=", b"security.capability": CAPABILITY}),
         ),
         (
@@ -95,7 +106,7 @@ def plain(content=b"", kind=stat.S_IFREG, mode=0o644, **attributes):
             plain(None, stat.S_IFIFO, xattrs={b"user.a": b"1"}),
         ),
     ],
-)  # fmt: skip
+)
 def test_attributes_are_exact(driver, archive, expected):
     top, applied = add(driver, tar(archive))
     with driver.union(top) as union:
@@ -490,7 +501,7 @@ def test_a_lower_name_that_the_layer_takes_away_is_no_link(any_spelling, entries
         target = "b"
     link = hard_link("new", target)
     order = [*entries, link] if before else [link, *entries]
-    made = [b"d"] * any(b"d" == p for p in gone)
+    made = [b"d"] * any(p == b"d" for p in gone)
     found = shown(any_spelling, LOWER, tar(*order))
     left = {b"new", b"b", b"d/a", b"d/c"} - gone
     assert {path for path, entry in found.items() if entry.content == b"content"} == left

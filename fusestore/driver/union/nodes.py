@@ -22,14 +22,16 @@ _FALLBACK = 1 << 63
 class Node:
     """An inode.  `layers` are those that make it up, topmost first; `path` is one of its names.
 
+    `parent` is the number of the directory it was found in (the root's is the root).
     `reply` belongs to whoever serves the node (a cached answer); the core only clears it.  `listing` is a
     directory's names once somebody listed it.
     """
 
-    __slots__ = ("attr", "ino", "layers", "listing", "nlookup", "path", "reply")
+    __slots__ = ("attr", "ino", "layers", "listing", "nlookup", "parent", "path", "reply")
 
-    def __init__(self, ino: int, path: bytes, layers: tuple[LayerDir, ...], attr: Attr) -> None:
+    def __init__(self, ino: int, parent: int, path: bytes, layers: tuple[LayerDir, ...], attr: Attr) -> None:
         self.ino = ino
+        self.parent = parent
         self.path = path
         self.layers = layers
         self.attr = attr

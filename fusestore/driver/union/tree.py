@@ -26,7 +26,7 @@ class Union:
         root = resolve(layers, b"")
         if root is None:
             raise NotADirectoryError(errno.ENOTDIR, "no layer has a root directory")
-        node = Node(ROOT, b"", root.layers, root.attr)
+        node = Node(ROOT, ROOT, b"", root.layers, root.attr)
         node.nlookup = 1
         self._nodes = Nodes(node, layers)
         self._listings: dict[int, Node] = {}
@@ -42,7 +42,7 @@ class Union:
         entry = resolve(directory.layers, path)
         if entry is None:
             return None
-        node = self._node(path, entry)
+        node = self._node(parent, path, entry)
         self.count(node)
         return node
 
@@ -55,12 +55,12 @@ class Union:
         """The kernel drops `count` of its references to `ino`."""
         self._nodes.forget(ino, count)
 
-    def _node(self, path: bytes, entry: Entry) -> Node:
+    def _node(self, parent: int, path: bytes, entry: Entry) -> Node:
         """The live node of `entry`, or a new one that is not counted yet."""
         ino = self._nodes.number(entry.attr)
         node = self._nodes.by_ino.get(ino)
         if node is None:
-            node = Node(ino, path, entry.layers, entry.attr)
+            node = Node(ino, parent, path, entry.layers, entry.attr)
             if entry.attr.nlink > 1 and not stat.S_ISDIR(entry.attr.mode):
                 entry.attr.nlink = self.visible_links(path, entry)
         return node
@@ -190,7 +190,8 @@ class Union:
         if start < 1:
             yield b".", directory, 1
         if start < _DOTS:
-            yield b"..", self._parent(directory), _DOTS
+            # The kernel knows a directory only as long as it knows the one above.
+            yield b"..", self._nodes.by_ino.get(directory.parent, directory), _DOTS
         first = max(start - _DOTS, 0)
         for offset, listed in enumerate(directory.listing[first:], first + _DOTS + 1):
             try:
@@ -201,19 +202,12 @@ class Union:
             if node is not None:
                 yield listed.name, node, offset
 
-    def _parent(self, directory: Node) -> Node:
-        if directory.ino == ROOT:
-            return directory
-        path = directory.path.rpartition(b"/")[0]
-        entry = self.resolve(path)
-        return self._node(path, entry) if path and entry is not None else self.node(ROOT)
-
     def _listed_node(self, directory: Node, listed: Listed) -> Node | None:
         path = directory.path + b"/" + listed.name if directory.path else listed.name
         entry = resolve(directory.layers[listed.index :], path)
         if entry is None:
             return None
-        node = self._node(path, entry)
+        node = self._node(directory.ino, path, entry)
         listed.ino = node.ino
         return node
 
