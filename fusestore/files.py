@@ -119,18 +119,20 @@ def remove_tree(path: Path) -> None:
         path.rmdir()
 
 
-def empty_directory(top: int) -> None:
-    """Delete everything below the directory behind fd `top`.  Raises OSError."""
-    directories = []
+def empty_directory(top: int) -> list[bytes]:
+    """Delete everything below the directory behind fd `top`; the paths that are gone.  Raises OSError."""
+    directories, files = [], []
     for path, fd, entries in _walk(top):
         directories.append(path)
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
+                files.append(os.path.join(path, os.fsencode(entry.name)))
                 with suppress(FileNotFoundError):
                     os.unlink(entry.name, dir_fd=fd)
     for path in reversed(directories[1:]):
         with suppress(FileNotFoundError):
             os.rmdir(path, dir_fd=top)
+    return directories[1:] + files
 
 
 def tree_size(top: int) -> int:
@@ -147,15 +149,19 @@ def tree_size(top: int) -> int:
 
 def _walk(top: int) -> Iterator[tuple[bytes, int, list[os.DirEntry[str]]]]:
     """Every directory at and below `top` as (path, fd, entries), parents first, however deep."""
-    todo = [b"."]
+    todo = [b""]
     for path in todo:  # grows while we walk
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+            fd = os.open(
+                path or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top
+            )
         except FileNotFoundError:
             continue
         try:
             entries = list(os.scandir(fd))
-            todo += [path + b"/" + os.fsencode(e.name) for e in entries if e.is_dir(follow_symlinks=False)]
+            todo += [
+                os.path.join(path, os.fsencode(e.name)) for e in entries if e.is_dir(follow_symlinks=False)
+            ]
             yield path, fd, entries
         finally:
             os.close(fd)

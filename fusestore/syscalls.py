@@ -15,6 +15,7 @@ import resource
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 MNT_DETACH = 2
 _FICLONE = 0x40049409
+_NS_GET_USERNS = 0xB701
 _CAP_SYS_ADMIN = 21
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -89,13 +90,34 @@ def _copy_extent(source: int, target: int, start: int, end: int) -> int:
     return end
 
 
-def may_mount() -> bool:
-    """True where mount(2) may succeed: CAP_SYS_ADMIN is effective in our user namespace."""
+def is_admin() -> bool:
+    """True when CAP_SYS_ADMIN is effective in our user namespace."""
     with open("/proc/self/status", encoding="ascii") as status:
         for line in status:
             if line.startswith("CapEff:"):
                 return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
     return False
+
+
+def owns_mount_namespace() -> bool:
+    """True when our mount namespace was made in our user namespace (``unshare -Urm``, not ``unshare
+    -Ur``)."""
+    fd = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        owner = fcntl.ioctl(fd, _NS_GET_USERNS)
+    except PermissionError:  # it belongs to a namespace above ours
+        return False
+    finally:
+        os.close(fd)
+    try:
+        return os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+    finally:
+        os.close(owner)
+
+
+def may_mount() -> bool:
+    """True where mount(2) may succeed."""
+    return is_admin() and owns_mount_namespace()
 
 
 def owns_every_id() -> bool:

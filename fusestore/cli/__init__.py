@@ -94,6 +94,7 @@ def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         code = cli.main(arguments, "fusestore", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as exc:
         exc.show()
         code = exc.exit_code

@@ -36,7 +36,9 @@ def images(
     store = open_store(ctx)
     found = [image for image in store.images() if name is None or _fits(image, name)]
     if form == "json":
-        as_json([_listed(image) for image in found])
+        as_json(
+            [_listed(image) | {"Labels": _run_configuration(store, image).get("Labels")} for image in found]
+        )
         return
     length = None if no_trunc else _SHORT_ID
     if quiet:
@@ -136,10 +138,14 @@ def inspect(ctx: click.Context, names: tuple[str, ...], form: str) -> None:
     as_json([_inspected(store, store.lookup(name)) for name in names])
 
 
+def _run_configuration(store: Store, image: Image) -> Mapping[str, Any]:
+    run = store.configuration(image).get("config")
+    return run if isinstance(run, Mapping) else {}
+
+
 def _inspected(store: Store, image: Image) -> dict[str, Any]:
     configuration, manifest = store.configuration(image), store.manifest(image)
-    run = configuration.get("config")
-    run = run if isinstance(run, Mapping) else {}
+    run = _run_configuration(store, image)
     chain = store.chain(image)
     listed = _listed(image)
     return {

@@ -28,7 +28,7 @@ from fusestore.digest import Readable
 from fusestore.driver import ownership as own
 from fusestore.driver import whiteout
 from fusestore.driver.api import Limits
-from fusestore.driver.confine import Confined, ancestors, base, join, parent, split
+from fusestore.driver.confine import LINK_LIMIT, Confined, ancestors, base, join, parent, split
 from fusestore.driver.ownership import Metadata, Ownership
 from fusestore.driver.whiteout import Marker, Spelling
 from fusestore.errors import InvalidLayer, printable
@@ -45,7 +45,7 @@ _TYPE_BITS = {
     FIFO: stat.S_IFIFO,
 }
 _NAMESPACES = (b"user.", b"security.", b"trusted.", b"system.")
-_XATTR_NAME_LIMIT = 255 - len(own.OVERRIDE_PREFIX)  # room for the prefix in the 255 of Linux
+_XATTR_NAME_LIMIT = 255
 _XATTR_VALUE_LIMIT = 1 << 16
 _DEFAULT_DIRECTORY_MODE = stat.S_IFDIR | 0o755
 
@@ -109,7 +109,7 @@ class _Unpacker:
         self._result = Unpacked()
         self._directories: dict[bytes, Metadata | None] = {b"": None}  # None: only implied
         self._groups: dict[bytes, list[bytes]] = {}  # path -> all names of that inode
-        self._copied: set[bytes] = set()  # paths copied up from below
+        self._copies: dict[bytes, bytes] = {}  # name below -> path of the file's copy here
         self._whiteouts: list[list[bytes]] = []
         self._opaque: list[list[bytes]] = []
         self._replaced = False
@@ -132,8 +132,8 @@ class _Unpacker:
             try:
                 self._member(member)
             except OSError as exc:
-                if exc.errno in (errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP):
-                    raise InvalidLayer(os.strerror(exc.errno), member.name) from None
+                if exc.errno in (errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP, errno.E2BIG):
+                    raise InvalidLayer(str(exc.strerror), member.name) from None
                 raise
         return self._finish()
 
@@ -212,11 +212,16 @@ class _Unpacker:
     def _symlink(self, member: Member, fd: int, path: bytes) -> None:
         if not member.link:
             raise InvalidLayer("a symlink without a target", member.name)
+        if len(member.link) > LINK_LIMIT:
+            raise InvalidLayer(f"a symlink target over the limit of {LINK_LIMIT} bytes", member.name)
         own.create_symlink(fd, base(path), member.link, _metadata(member), self._ownership)
         self._result.size += len(member.link)
 
     def _special(self, member: Member, fd: int, path: bytes) -> None:
-        own.create_special(fd, base(path), _metadata(member), self._ownership)
+        metadata = _metadata(member)
+        if self._ownership is Ownership.REAL and member.kind is CHAR and not metadata.rdev:
+            raise InvalidLayer("a device 0:0, which on disk would be a whiteout", member.name)
+        own.create_special(fd, base(path), metadata, self._ownership)
 
     def _hard_link(self, member: Member, fd: int, path: bytes) -> None:
         parts = split(member.link)
@@ -225,12 +230,14 @@ class _Unpacker:
         if whiteout.tar_marker(parts[-1])[0] is not Marker.NONE:
             raise InvalidLayer("a hard link to a whiteout", member.name)
         target = self.tree.locate(parts)
-        if target == path:
-            raise InvalidLayer("a hard link to itself", member.name)
+        if target == path or target.startswith(path + b"/"):
+            raise InvalidLayer("a hard link to itself, or into itself", member.name)
+        target = self._copies.get(target, target)
         st = self.tree.lstat(target)
         if st is None:
-            self._copy_up(member, target)
-        elif stat.S_ISDIR(st.st_mode):
+            self._copy_up(member, target, fd, path)
+            return
+        if stat.S_ISDIR(st.st_mode):
             raise InvalidLayer("a hard link to a directory", member.name)
         self.tree.link(target, path)
         self._join_group(target, path)
@@ -240,25 +247,18 @@ class _Unpacker:
         group.append(new)
         self._groups[new] = group
 
-    def _copy_up(self, member: Member, path: bytes) -> None:
-        """Bring a file of the layers below into this one, under all names that this layer leaves alone."""
-        lower = self._below.file(path)
+    def _copy_up(self, member: Member, target: bytes, fd: int, path: bytes) -> None:
+        """Make `path` of a file that only the layers below have; the other names of that file come last."""
+        lower = self._below.file(target)
         if lower is None:
-            raise InvalidLayer(f"a hard link to {printable(path)}, which no layer has", member.name)
+            raise InvalidLayer(f"a hard link to {printable(target)}, which no layer has", member.name)
         try:
-            fd, _ = self.tree.enter(split(parent(path)))
             self._write_copy(lower, fd, base(path))
         finally:
             if lower.fd >= 0:
                 os.close(lower.fd)
-        self._copied.add(path)
         self._result.size += lower.size
-        for other in lower.names:
-            if other != path and self.tree.lstat(other) is None:
-                self.tree.enter(split(parent(other)))
-                self.tree.link(path, other)
-                self._copied.add(other)
-                self._join_group(path, other)
+        self._copies.update(dict.fromkeys(lower.names, path))
 
     def _write_copy(self, lower: LowerFile, fd: int, name: bytes) -> None:
         if stat.S_ISLNK(lower.metadata.mode):
@@ -279,20 +279,14 @@ class _Unpacker:
     def _replace(self, path: bytes) -> None:
         """Remove what this layer has at `path`; the last entry of a name wins, and the tar is lost."""
         self._replaced = True
-        self._result.reproducible = self._result.reproducible and path in self._copied
-        if self.tree.remove(path):
-            below = path + b"/"
-            for known in [p for p in self._directories if p == path or p.startswith(below)]:
-                del self._directories[known]
-            for known in [p for p in self._groups if p.startswith(below)]:
-                self._leave(known)
-        self._leave(path)
-
-    def _leave(self, path: bytes) -> None:
-        group = self._groups.pop(path, None)
-        if group is not None:
-            group.remove(path)
-        self._copied.discard(path)
+        self._result.reproducible = False
+        for gone in self.tree.remove(path):
+            self._directories.pop(gone, None)
+            group = self._groups.pop(gone, None)
+            if group is not None:
+                group.remove(gone)
+        if self._copies:
+            self._copies = {n: p for n, p in self._copies.items() if self.tree.lstat(p) is not None}
 
     # -- the end --------------------------------------------------------------------------------------
 
@@ -303,10 +297,7 @@ class _Unpacker:
         opaque = {self.tree.locate(parts) for parts in self._opaque}
         deleted = {self.tree.locate(parts) for parts in self._whiteouts}
         hidden = _Hidden(deleted, opaque)
-        for path in sorted(self._copied):
-            if hidden(path):
-                os.unlink(path, dir_fd=self.tree.root)
-                self._leave(path)
+        self._link_copies(hidden)
         marks = {path for path in opaque if self._wants_opaque(path, hidden)}
         marks |= self._write_whiteouts(deleted, hidden)
         for path, metadata in self._directories.items():
@@ -316,6 +307,17 @@ class _Unpacker:
         groups = {id(group): group for group in self._groups.values() if len(group) > 1}
         self._result.links = [sorted(group) for group in groups.values()]
         return self._result
+
+    def _link_copies(self, hidden: _Hidden) -> None:
+        """Give the files copied up the names they have below, where this layer leaves those alone."""
+        for name, path in self._copies.items():
+            if hidden(name) or self.tree.lstat(name) is not None:
+                continue
+            made = (self.tree.lstat(above) for above in ancestors(name))
+            if all(st is None or stat.S_ISDIR(st.st_mode) for st in made):
+                self.tree.enter(split(parent(name)))
+                self.tree.link(path, name)
+                self._join_group(path, name)
 
     def _wants_opaque(self, path: bytes, hidden: _Hidden) -> bool:
         """True when the directory must be marked; one that is only below gets a place to hold the mark."""
@@ -390,6 +392,7 @@ def _metadata(member: Member) -> Metadata:
 
 
 def _keeps(name: bytes, value: bytes, member: Member) -> bool:
-    if len(value) > _XATTR_VALUE_LIMIT or len(name) > _XATTR_NAME_LIMIT:
+    longest = max(len(name), len(own.backing_xattr(name, Ownership.OVERRIDE)))
+    if len(value) > _XATTR_VALUE_LIMIT or longest > _XATTR_NAME_LIMIT:
         raise InvalidLayer("an xattr larger than Linux allows", member.name)
     return name.startswith(_NAMESPACES) and not name.endswith(b".") and not own.is_internal(name)

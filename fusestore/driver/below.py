@@ -10,7 +10,7 @@ from fusestore.driver.apply import LowerFile
 from fusestore.driver.layout import LayerSpec
 from fusestore.driver.ownership import Metadata, Ownership
 from fusestore.driver.union.layerdir import LayerDir
-from fusestore.driver.union.resolve import Entry
+from fusestore.driver.union.resolve import Entry, resolve
 from fusestore.driver.union.tree import Union
 from fusestore.driver.whiteout import Spelling
 
@@ -32,25 +32,41 @@ class Nothing:
 
 
 class Layers:
-    """The merged view of some layers."""
+    """The merged view of some layers.  Directories found are remembered: each name costs one step, not its
+    depth."""
 
     def __init__(self, union: Union) -> None:
         self._union = union
+        self._directories: dict[bytes, Entry | None] = {b"": union.resolve(b"")}
+
+    def _find(self, path: bytes) -> Entry | None:
+        if path in self._directories:
+            return self._directories[path]
+        missing = []
+        while path not in self._directories:
+            missing.append(path)
+            path = path.rpartition(b"/")[0]
+        entry = self._directories[path]
+        for path in reversed(missing):
+            entry = resolve(entry.layers, path) if entry and stat.S_ISDIR(entry.attr.mode) else None
+            if entry is None or stat.S_ISDIR(entry.attr.mode):
+                self._directories[path] = entry
+        return entry
 
     def exists(self, path: bytes) -> bool:
         """True when anything has this path."""
-        return self._union.resolve(path) is not None
+        return self._find(path) is not None
 
     def directory(self, path: bytes) -> Metadata | None:
         """The attributes of the directory at `path`; None when there is none."""
-        entry = self._union.resolve(path)
+        entry = self._find(path)
         if entry is None or not stat.S_ISDIR(entry.attr.mode):
             return None
         return _metadata(path, entry)
 
     def file(self, path: bytes) -> LowerFile | None:
         """The file at `path`, of any type but directory; None when there is none."""
-        entry = self._union.resolve(path)
+        entry = self._find(path)
         if entry is None or stat.S_ISDIR(entry.attr.mode):
             return None
         layer, fd, target = entry.layers[0], -1, b""

@@ -17,11 +17,14 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable
 
+from fusestore.driver import whiteout
 from fusestore.driver.ownership import OVERRIDE_STAT, Ownership, decode
 from fusestore.errors import InvalidLayer
 from fusestore.files import empty_directory
 
-PATH_LIMIT = 4096  # PATH_MAX, which counts the final NUL
+# PATH_MAX less the room for what we put before a path to reach its xattrs (a cache ID, or /proc/self/fd/N).
+PATH_LIMIT = 4096 - 128
+LINK_LIMIT = 4095
 NAME_LIMIT = 255
 _MAX_LINKS = 40  # as the kernel
 _OPEN_DIRECTORIES = 128  # fds kept; tars list a directory's files together, so almost all steps hit
@@ -36,11 +39,12 @@ def split(name: bytes) -> list[bytes]:
                 raise InvalidLayer("leads out of the layer", name)
             parts.pop()
         elif part not in (b"", b"."):
-            if len(part) > NAME_LIMIT:
+            # A whiteout's own name is never made where a device can take its place.
+            if len(part.removeprefix(whiteout.PREFIX)) > NAME_LIMIT:
                 raise InvalidLayer(f"a name of {len(part)} bytes, over the limit of {NAME_LIMIT}", name)
             parts.append(part)
-    if sum(map(len, parts)) + len(parts) >= PATH_LIMIT:
-        raise InvalidLayer(f"a path over the limit of {PATH_LIMIT - 1} bytes", name)
+    if sum(map(len, parts)) + len(parts) - 1 > PATH_LIMIT:
+        raise InvalidLayer(f"a path over the limit of {PATH_LIMIT} bytes", name)
     return parts
 
 
@@ -100,7 +104,7 @@ class Confined:
         return self._open(path), path
 
     def locate(self, parts: list[bytes]) -> bytes:
-        """The path that `parts` name; nothing is made, and what is not there is taken as it is spelled."""
+        """The path that `parts` name; nothing is made, and directories that are not there are imagined."""
         if not parts:
             return b""
         return join(self._walk(parts[:-1], create=False), parts[-1])
@@ -115,15 +119,16 @@ class Confined:
                 path = parent(path) if path else b""
                 continue
             below = join(path, part)
-            if len(below) >= PATH_LIMIT:
-                raise InvalidLayer(f"a path over the limit of {PATH_LIMIT - 1} bytes", below)
+            if len(below) > PATH_LIMIT:
+                raise InvalidLayer(f"a path over the limit of {PATH_LIMIT} bytes", below)
             if self._is_directory(below, create=create):
                 path = below
                 continue
             target = self.read_symlink(below)
             if target is None:
-                if self.lstat(below) is None:  # only when not creating: the rest is as spelled
-                    return b"/".join([below, *todo[::-1]])
+                if self.lstat(below) is None:  # only when not creating: take it for a directory
+                    path = below
+                    continue
                 raise InvalidLayer("its parent is not a directory", b"/".join([below, *todo[::-1]]))
             links += 1
             if links > _MAX_LINKS:
@@ -172,23 +177,21 @@ class Confined:
         fds = {"src_dir_fd": self._open(parent(source)), "dst_dir_fd": self._open(parent(target))}
         os.link(base(source), base(target), **fds, follow_symlinks=False)
 
-    def remove(self, path: bytes) -> bool:
-        """Delete `path`, with all below it if it is a directory; True if it was one.  Raises OSError."""
-        fd = self._open(parent(path))
-        was_directory = stat.S_ISDIR(os.stat(base(path), dir_fd=fd, follow_symlinks=False).st_mode)
-        if was_directory:
-            doomed = os.open(
-                base(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
-            )
+    def remove(self, path: bytes) -> list[bytes]:
+        """Delete `path`, with all below it if it is a directory; the paths that are gone.  Raises OSError."""
+        gone, fd = [path], self._open(parent(path))
+        if stat.S_ISDIR(os.stat(base(path), dir_fd=fd, follow_symlinks=False).st_mode):
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            doomed = os.open(base(path), flags, dir_fd=fd)
             try:
-                empty_directory(doomed)
+                gone += [join(path, below) for below in empty_directory(doomed)]
             finally:
                 os.close(doomed)
             os.rmdir(base(path), dir_fd=fd)
         else:
             os.unlink(base(path), dir_fd=fd)
         self.close()  # what led through it leads elsewhere now
-        return was_directory
+        return gone
 
     # -- looking --------------------------------------------------------------------------------------
 

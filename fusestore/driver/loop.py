@@ -39,20 +39,14 @@ _OPEN_REPLY = struct.Struct("<IiQQIi")
 _KEEP_CACHE, _CACHE_DIR = 1 << 1, 1 << 3  # FOPEN_*
 
 
-class _Lock:
-    """A lock without a checkpoint on the way in when it is free; one worker serves, so it always is."""
-
-    def __init__(self) -> None:
-        self._lock = trio.Lock()
+class _NoLock:
+    """In the place of the lock that keeps two tasks from reading the device at once: one task serves."""
 
     async def __aenter__(self) -> None:
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
+        pass
 
     async def __aexit__(self, *exc: object) -> None:
-        self._lock.release()
+        pass
 
 
 class Loop:
@@ -74,7 +68,7 @@ class Loop:
             wait_readable=self._wait_readable,
         )
         pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]
-            Lock=_Lock,
+            Lock=_NoLock,
             ClosedResourceError=trio.ClosedResourceError,
             open_nursery=trio.open_nursery,
             from_thread=trio.from_thread,

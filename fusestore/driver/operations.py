@@ -134,16 +134,19 @@ class Operations(pyfuse3.Operations):
         """FUSE_OPEN.  The handle is the fd of the backing file, so that `read` is one pread."""
         try:
             fd = self._union.open(ino, flags)
-            if ino not in self._prefilled:
-                self._prefill(ino, fd)
-            return FileInfo(fh=fd)
         except Exception as exc:
             raise _error(exc) from None
+        if ino not in self._prefilled:
+            self._prefill(ino, fd)
+        return FileInfo(fh=fd)
 
     def _prefill(self, ino: int, fd: int) -> None:
         self._prefilled.add(ino)
-        if 0 < self._union.node(ino).attr.size <= _PREFILL:
-            pyfuse3.notify_store(ino, 0, os.pread(fd, _PREFILL, 0))
+        try:
+            if 0 < self._union.node(ino).attr.size <= _PREFILL:
+                pyfuse3.notify_store(ino, 0, os.pread(fd, _PREFILL, 0))
+        except OSError as exc:  # then the kernel asks, and is told what is wrong
+            _log.info("could not fill the page cache: %s", exc)
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """FUSE_READ."""

@@ -214,9 +214,9 @@ def _set_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
     try:
         os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
     except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.E2BIG) and len(value) > 1024:
-            # ext4 keeps all xattrs of a file in one block and calls a full block "no space".
-            raise OSError(errno.E2BIG, f"xattr {name!r} of {len(value)} bytes is too big here") from exc
+        # ext4 keeps the xattrs of a file in one block, and calls a full block "no space".
+        if exc.errno == errno.ENOSPC and os.statvfs(target).f_bavail:
+            raise OSError(errno.E2BIG, "more xattrs than this filesystem keeps of a file") from None
         raise
 
 

@@ -16,7 +16,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusestore.syscalls import may_mount
+from fusestore.syscalls import is_admin, may_mount
 
 DEVICE = "/dev/fuse"
 _DEVICE_NUMBER = os.makedev(10, 229)
@@ -94,10 +94,13 @@ def helper() -> Check:
     """A way to mount: our own capability, or a fusermount3 that is really setuid root."""
     if may_mount():
         return Check(True, "mount(2) is allowed here (CAP_SYS_ADMIN)")
+    if is_admin():
+        remedy = "in a user namespace of your own, get a mount namespace too: unshare -Urm"
+        return Check(False, "the mount namespace here belongs to another user namespace", remedy)
     if os.geteuid() == 0:
         remedy = (
             "as root of a container: start it with --cap-add SYS_ADMIN --device /dev/fuse "
-            "--security-opt apparmor=unconfined; in a user namespace: unshare -Urm, with -m"
+            "--security-opt apparmor=unconfined"
         )
         return Check(False, "this root lacks CAP_SYS_ADMIN", remedy)
     program = fusermount()

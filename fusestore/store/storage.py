@@ -109,8 +109,10 @@ class Store:
         """Names that may have been meant: spelled alike, or the same repository with another tag."""
         known = {n: n for image in self.images() for n in image.names}
         known |= {n.rpartition("/")[2]: n for n in known}
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-        return list(dict.fromkeys(known[n] for n in close))
+        known |= {n.partition(":")[0]: full for n, full in known.items()}
+        bare = name.rpartition("/")[2].partition(":")[0]
+        close = [m for n in (name, bare) for m in difflib.get_close_matches(n, known, n=3, cutoff=0.6)]
+        return list(dict.fromkeys(known[n] for n in close))[:3]
 
     def create_image(
         self, names: Sequence[str], top_layer: ChainID | None, configuration: bytes, manifest: bytes

@@ -33,7 +33,7 @@ ALLOWED = {
     "driver.api": {"driver.union.tree"},  # for its type only
     "driver.whiteout": set(),
     "driver.ownership": set(),
-    "driver.confine": {"files", "driver.ownership"},
+    "driver.confine": {"files", "driver.ownership", "driver.whiteout"},
     "driver.layout": {"syscalls", "files", "driver.whiteout", "driver.ownership"},
     "driver.apply": {
         "syscalls",

@@ -1,6 +1,7 @@
 """Stores for tests that mount: empty ones, and one that holds the zoo."""
 
 import pytest
+from support.fsck import problems
 
 from support_real import layouts, tars, zoo
 from support_real.commands import Place
@@ -9,7 +10,10 @@ from support_real.commands import Place
 def _place(directory):
     place = Place(directory / "store", directory / "run")
     yield place
+    place.unmount_all()
+    left = problems(place.root) if (place.root / "tmp").exists() else []
     place.destroy()
+    assert left == []
 
 
 @pytest.fixture

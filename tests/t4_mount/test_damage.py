@@ -90,6 +90,7 @@ def test_a_file_that_became_a_fifo_does_not_stop_the_server(owned, backing):
 def test_a_mount_that_cannot_start_says_why_and_leaves_nothing(owned, backing):
     backing.rename(backing.with_name("moved"))
     said = owned.fails("mount", "zoo")
+    backing.with_name("moved").rename(backing)
     assert str(backing) in said
     assert "No such file or directory" in said
     assert owned.mounts() == []

@@ -49,7 +49,11 @@ def resolve(layers: Sequence[LayerDir], path: bytes) -> Entry | None:
         found.append(layer)
         if layer is not last and layer.is_opaque(path):
             break
-    return Entry(top, tuple(found)) if top is not None else None
+    if top is None:
+        return None
+    if len(found) > 1:
+        top.nlink = 1  # "unknown" to find(1) and fts(3), and what the kernel's overlayfs says
+    return Entry(top, tuple(found))
 
 
 def children(layers: Sequence[LayerDir], path: bytes) -> list[tuple[bytes, int]]:

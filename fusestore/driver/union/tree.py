@@ -16,6 +16,7 @@ from fusestore.driver.union.nodes import ROOT, Listed, Node, Nodes
 from fusestore.driver.union.resolve import Entry, children, resolve
 
 _DOTS = 2  # offsets taken by . and ..
+_NOT_NAMES = (b"", b".", b"..")
 _MAX_LINKS = 40  # symlinks on the way to a path, as the kernel
 
 
@@ -86,14 +87,15 @@ class Union:
         return [name for name, other in found if other is not None and other.layers[0] is layer]
 
     def resolve(self, path: bytes) -> Entry | None:
-        """What `path` is, from the root on; no symlink is followed.  Counts nothing."""
+        """What the canonical `path` is, from the root on; no symlink is followed.  Counts nothing."""
         layers = self.node(ROOT).layers
         entry = Entry(self.node(ROOT).attr, layers)
         position = 0
         while position < len(path):
             end = path.find(b"/", position)
             end = len(path) if end < 0 else end
-            found = resolve(entry.layers, path[:end]) if stat.S_ISDIR(entry.attr.mode) else None
+            named = path[position:end] not in _NOT_NAMES
+            found = resolve(entry.layers, path[:end]) if named and stat.S_ISDIR(entry.attr.mode) else None
             if found is None:
                 return None
             entry, position = found, end + 1
@@ -117,7 +119,8 @@ class Union:
             entry = self.resolve(here)
             if entry is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            if stat.S_ISLNK(entry.attr.mode) and (follow or any(todo)):
+            more = any(todo) or path.endswith(b"/")
+            if stat.S_ISLNK(entry.attr.mode) and (follow or more):
                 links += 1
                 if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
@@ -125,7 +128,7 @@ class Union:
                 done = b"" if target.startswith(b"/") else done
                 todo += target.split(b"/")[::-1]
                 continue
-            if any(todo) and not stat.S_ISDIR(entry.attr.mode):
+            if more and not stat.S_ISDIR(entry.attr.mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
             done = here
         entry = self.resolve(done)
