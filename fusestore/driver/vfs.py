@@ -159,7 +159,9 @@ def _copy_attributes(source: bytes, target: bytes) -> None:
 def _merge(changes: bytes, tree: bytes, spelling: Spelling) -> None:
     """Carry out on `tree` what the layer in `changes` says, moving its files over."""
     directories = [b""]
+    times = {}  # moving files out of a directory changes them
     for path in directories:  # grows while we walk
+        times[path] = os.lstat(changes + path)
         if whiteout.OPAQUE_XATTR in map(os.fsencode, os.listxattr(changes + path)):
             with opened(tree + path) as fd:
                 empty_directory(fd)
@@ -180,6 +182,7 @@ def _merge(changes: bytes, tree: bytes, spelling: Spelling) -> None:
         for name in os.listxattr(tree + path):
             os.removexattr(tree + path, name)
         _copy_attributes(changes + path, tree + path)
+        os.utime(tree + path, ns=(times[path].st_atime_ns, times[path].st_mtime_ns))
 
 
 def _deleted_name(entry: os.DirEntry[bytes], spelling: Spelling) -> bytes | None:

@@ -155,7 +155,8 @@ class LayerDir:
                     if marker is whiteout.Marker.WHITEOUT:
                         names.setdefault(target, True)
                 elif entry.is_file(follow_symlinks=False):
-                    names[name] = self._named and self._is_xattr_whiteout(path + b"/" + name if path else name)
+                    empty = self._named and not entry.stat(follow_symlinks=False).st_size
+                    names[name] = empty and self._is_xattr_whiteout(path + b"/" + name if path else name)
                 elif entry.is_dir(follow_symlinks=False) or entry.is_symlink():
                     names[name] = False
                 else:
