@@ -13,7 +13,7 @@ from fusestore import __version__, config
 from fusestore.cli import Globals
 from fusestore.cli.output import FORMAT, as_json
 from fusestore.driver import preflight
-from fusestore.driver.layout import Home
+from fusestore.driver.fuse import FuseDriver
 from fusestore.driver.preflight import Check
 from fusestore.errors import FusestoreError
 
@@ -42,7 +42,7 @@ def _store(root: Path) -> Check:
     existing = next(p for p in (root, *root.parents) if p.exists())
     try:
         if existing == root:
-            Home(config.private(root), "fuse")
+            FuseDriver(config.private(root), root)
     except (FusestoreError, OSError) as exc:
         return Check(False, f"store {root}: {exc}", "choose another place with --root")
     return Check(True, f"store {root}" + ("" if existing == root else " (not made yet)"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from fusestore.driver.apply import LowerFile
+from fusestore.driver.apply import Below, LowerFile
 from fusestore.driver.layout import LayerSpec
 from fusestore.driver.ownership import Metadata, Ownership
 from fusestore.driver.union.layerdir import LayerDir
@@ -81,6 +81,16 @@ def _metadata(path: bytes, entry: Entry) -> Metadata:
     attr, layer = entry.attr, entry.layers[0]
     xattrs = {name: layer.getxattr(path, name) or b"" for name in layer.listxattr(path)}
     return Metadata(attr.mode, attr.uid, attr.gid, attr.mtime_ns, rdev=attr.rdev, xattrs=xattrs)
+
+
+@contextmanager
+def under(union: AbstractContextManager[Union] | None) -> Iterator[Below]:
+    """What lies under a layer: the view of its parent, or nothing."""
+    if union is None:
+        yield Nothing()
+        return
+    with union as view:
+        yield Layers(view)
 
 
 @contextmanager

@@ -17,99 +17,57 @@ from pathlib import Path
 from fusestore.digest import CacheID, Readable
 from fusestore.driver import below, mounter
 from fusestore.driver.api import Applied, Limits
-from fusestore.driver.apply import Below, unpack
-from fusestore.driver.layout import Hold, Home, MountSpec
+from fusestore.driver.apply import unpack
+from fusestore.driver.layout import Home, MountSpec
 from fusestore.driver.union.tree import Union
 from fusestore.files import lock
 
 
-class FuseDriver:
+class FuseDriver(Home):
     """See `fusestore.driver.api.Driver` for the methods without a word of their own."""
 
     name = "fuse"
+    stacked = True
 
     def __init__(self, root: Path, runroot: Path) -> None:
-        self._home = Home(root, self.name)
+        super().__init__(root)
         self._runroot = runroot
-        self._parents: dict[CacheID, CacheID | None] = {}
-
-    def create(self, cache_id: CacheID, parent: CacheID | None) -> None:
-        """Stage a new empty layer on top of `parent`."""
-        self._home.stage(cache_id, parent)
-        self._parents[cache_id] = parent
 
     def apply_diff(self, cache_id: CacheID, stream: Readable, limits: Limits) -> Applied:
         """Unpack an uncompressed layer tar into the staged layer.  Raises InvalidLayer, OSError."""
-        directory = self._home.staged(cache_id)
-        with self._below(self._parents[cache_id]) as lower:
+        directory, parent = self.staged(cache_id)
+        with below.under(self.union(parent) if parent else None) as lower:
             diff = os.fsencode(directory / "diff")
-            unpacked = unpack(stream, diff, lower, self._home.ownership, self._home.spelling, limits)
+            unpacked = unpack(stream, diff, lower, self.ownership, self.spelling, limits)
         if unpacked.links:
             lines = [json.dumps([os.fsdecode(name) for name in group]) + "\n" for group in unpacked.links]
             (directory / "links").write_text("".join(lines), encoding="ascii")
-        self._home.sync(cache_id)
+        self.sync(cache_id)
         return Applied(unpacked.size, unpacked.reproducible, unpacked.entries)
-
-    @contextmanager
-    def _below(self, parent: CacheID | None) -> Iterator[Below]:
-        if parent is None:
-            yield below.Nothing()
-            return
-        with self.union(parent) as union:
-            yield below.Layers(union)
-
-    def publish(self, cache_id: CacheID) -> Hold:
-        """Make the staged layer visible and keep it held."""
-        del self._parents[cache_id]
-        return self._home.publish(cache_id)
-
-    def discard(self, cache_id: CacheID) -> None:
-        """Throw a staged layer away."""
-        self._home.discard(cache_id)
-        self._parents.pop(cache_id, None)
-
-    def removing(self, cache_id: CacheID) -> AbstractContextManager[None]:
-        """Lock a layer and delete it when the context ends well.  Raises LayerInUse."""
-        return self._home.removing(cache_id)
-
-    def hold(self, cache_id: CacheID) -> Hold:
-        """Keep the layer from being removed.  Raises FileNotFoundError."""
-        return self._home.hold(cache_id)
-
-    def exists(self, cache_id: CacheID) -> bool:
-        """True for a published layer."""
-        return self._home.exists(cache_id)
-
-    def list_layers(self) -> list[CacheID]:
-        """Every published layer."""
-        return self._home.list_layers()
 
     def metadata(self, cache_id: CacheID) -> dict[str, str]:
         """``UpperDir``, and ``LowerDir`` where the layer has parents."""
-        upper, *lowers = [spec.path for spec in self._home.layer_specs(self._home.chain(cache_id))]
+        upper, *lowers = [spec.path for spec in self.layer_specs(self.chain(cache_id))]
         return {"UpperDir": upper} | ({"LowerDir": ":".join(lowers)} if lowers else {})
 
     def status(self) -> list[tuple[str, str]]:
         """How this home keeps owners and whiteouts."""
-        home = self._home
-        return [("Ownership", home.ownership.value), ("Whiteouts", home.spelling.value)]
+        return [("Ownership", self.ownership.value), ("Whiteouts", self.spelling.value)]
 
     # -- the merged view ------------------------------------------------------------------------------
 
     def union(self, cache_id: CacheID) -> AbstractContextManager[Union]:
         """The merged view as a library object: no FUSE, no mount."""
-        home = self._home
-        return below.opened(home.layer_specs(home.chain(cache_id)), home.ownership, home.spelling)
+        return below.opened(self.layer_specs(self.chain(cache_id)), self.ownership, self.spelling)
 
     def diff_directory(self, cache_id: CacheID) -> Path:
         """Where the layer's own files are."""
-        return self._home.path / cache_id / "diff"
+        return self.path / cache_id / "diff"
 
     def spec(self, cache_id: CacheID, label: str, *, allow_other: bool = False) -> MountSpec:
         """What a mount of the layer is made of; `label` is what df shows."""
-        home = self._home
-        layers = home.layer_specs(home.chain(cache_id))
-        return MountSpec(layers, str(home.path), home.ownership, home.spelling, label, allow_other)
+        layers = self.layer_specs(self.chain(cache_id))
+        return MountSpec(layers, str(self.path), self.ownership, self.spelling, label, allow_other)
 
     def get(self, cache_id: CacheID) -> bytes:
         """Mount the layer read-only, or count one more user of its mount; the mountpoint."""

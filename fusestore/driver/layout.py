@@ -104,16 +104,24 @@ class Hold:
 
 
 class Home:
-    """A driver's directory.  Opening one makes it, or reads how it was made."""
+    """A driver's directory, and the part of the driver contract that is the same for all who keep one.
 
-    def __init__(self, root: Path, driver: str) -> None:
-        self.path = root / driver
+    Opening one makes it, or reads how it was made.  A driver is a subclass with a `name`, also its
+    directory's; `stacked` says whether a layer needs its parents to be shown.  See
+    `fusestore.driver.api.Driver` for what the methods have to hold.
+    """
+
+    name: str
+    stacked: bool
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / self.name
         self.tmp = root / "tmp"
         self.links = self.path / "l"
         for directory in (self.path, self.links, self.tmp):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.ownership, self.spelling = self._how_made()
-        self._staged: dict[CacheID, int] = {}
+        self._staged: dict[CacheID, tuple[int, CacheID | None]] = {}  # lock and parent
 
     def _how_made(self) -> tuple[Ownership, Spelling]:
         record = self.path / "home.json"
@@ -135,28 +143,27 @@ class Home:
 
     # -- making a layer -------------------------------------------------------------------------------
 
-    def stage(self, cache_id: CacheID, parent: CacheID | None) -> Path:
-        """Make an empty layer under ``tmp/`` and hold its lock; its directory."""
+    def create(self, cache_id: CacheID, parent: CacheID | None) -> None:
+        """Stage a new empty layer on top of `parent`: under ``tmp/``, its lock held."""
         directory = self.tmp / cache_id
         with sweeping(self.tmp):
             directory.mkdir(mode=0o700)
-            self._staged[cache_id] = lock(directory / "lock", fcntl.LOCK_EX, os.O_CREAT)
+            self._staged[cache_id] = lock(directory / "lock", fcntl.LOCK_EX, os.O_CREAT), parent
         (directory / "diff").mkdir(mode=0o755)
         (directory / "work").mkdir(mode=0o700)
-        if parent is not None:
+        if parent is not None and self.stacked:
             lower = [f"l/{short_name(parent)}", *self._lower(parent)]
             (directory / "lower").write_text(":".join(lower))
-        return directory
 
-    def staged(self, cache_id: CacheID) -> Path:
-        """The directory of a layer that this process has staged."""
+    def staged(self, cache_id: CacheID) -> tuple[Path, CacheID | None]:
+        """The directory and the parent of a layer that this process has staged."""
         if cache_id not in self._staged:
             raise ValueError(f"{cache_id} is not staged")
-        return self.tmp / cache_id
+        return self.tmp / cache_id, self._staged[cache_id][1]
 
     def sync(self, cache_id: CacheID) -> None:
         """Make a staged layer's content durable."""
-        with opened(self.staged(cache_id)) as fd:
+        with opened(self.staged(cache_id)[0]) as fd:
             syncfs(fd)
 
     def publish(self, cache_id: CacheID) -> Hold:
@@ -165,7 +172,7 @@ class Home:
         To be called inside the transaction that names the layer: removers lock only inside one of theirs, so
         nobody can come between the exclusive lock of the maker and the shared one of the holder.
         """
-        staged, published = self.staged(cache_id), self.path / cache_id
+        (staged, _), published = self.staged(cache_id), self.path / cache_id
         staged.rename(published)
         try:
             (self.links / short_name(cache_id)).symlink_to(f"../{cache_id}/diff")
@@ -175,7 +182,7 @@ class Home:
             self._unlink(cache_id)
             published.rename(staged)
             raise
-        fd = self._staged.pop(cache_id)
+        fd, _ = self._staged.pop(cache_id)
         fcntl.flock(fd, fcntl.LOCK_SH)
         return Hold(fd)
 
@@ -184,10 +191,9 @@ class Home:
 
     def discard(self, cache_id: CacheID) -> None:
         """Delete a layer that this process has staged; one that it has not is no error."""
-        fd = self._staged.pop(cache_id, None)
-        if fd is not None:
+        if cache_id in self._staged:
             remove_tree(self.tmp / cache_id)
-            os.close(fd)
+            os.close(self._staged.pop(cache_id)[0])
 
     @contextmanager
     def removing(self, cache_id: CacheID) -> Iterator[None]:

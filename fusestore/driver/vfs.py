@@ -17,96 +17,60 @@ from fusestore.digest import CacheID, Readable
 from fusestore.driver import below, whiteout
 from fusestore.driver.api import Applied, Limits
 from fusestore.driver.apply import unpack
-from fusestore.driver.layout import Hold, Home, LayerSpec
+from fusestore.driver.layout import Home, LayerSpec
 from fusestore.driver.union.tree import Union
 from fusestore.driver.whiteout import Spelling
 from fusestore.files import empty_directory, opened, remove_tree
 from fusestore.syscalls import copy_data
 
 
-class VfsDriver:
+class VfsDriver(Home):
     """See `fusestore.driver.api.Driver`."""
 
     name = "vfs"
+    stacked = False
 
     def __init__(self, root: Path, runroot: Path) -> None:
         del runroot  # nothing is ever mounted
-        self._home = Home(root, self.name)
-        self._parents: dict[CacheID, CacheID | None] = {}
-
-    def create(self, cache_id: CacheID, parent: CacheID | None) -> None:
-        """Stage a new empty layer on top of `parent`."""
-        self._home.stage(cache_id, None)
-        self._parents[cache_id] = parent
+        super().__init__(root)
 
     def apply_diff(self, cache_id: CacheID, stream: Readable, limits: Limits) -> Applied:
         """Unpack the tar beside the copy of the parent, then merge it in.  Raises InvalidLayer, OSError."""
-        directory, parent, home = self._home.staged(cache_id), self._parents[cache_id], self._home
+        directory, parent = self.staged(cache_id)
         tree, changes = directory / "diff", directory / "work" / "layer"
         changes.mkdir()
-        if parent is None:
-            unpacked = unpack(
-                stream, os.fsencode(changes), below.Nothing(), home.ownership, home.spelling, limits
-            )
-        else:
-            _copy_tree(os.fsencode(home.path / parent / "diff"), os.fsencode(tree))
-            with self.union(parent) as union:
-                lower = below.Layers(union)
-                unpacked = unpack(stream, os.fsencode(changes), lower, home.ownership, home.spelling, limits)
-        _merge(os.fsencode(changes), os.fsencode(tree), home.spelling)
+        if parent is not None:
+            _copy_tree(os.fsencode(self.path / parent / "diff"), os.fsencode(tree))
+        with below.under(self.union(parent) if parent else None) as lower:
+            unpacked = unpack(stream, os.fsencode(changes), lower, self.ownership, self.spelling, limits)
+        _merge(os.fsencode(changes), os.fsencode(tree), self.spelling)
         remove_tree(changes)
         _record_links(os.fsencode(tree), directory / "links")
-        self._home.sync(cache_id)
+        self.sync(cache_id)
         return Applied(unpacked.size, unpacked.reproducible, unpacked.entries)
-
-    def publish(self, cache_id: CacheID) -> Hold:
-        """Make the staged layer visible and keep it held."""
-        del self._parents[cache_id]
-        return self._home.publish(cache_id)
-
-    def discard(self, cache_id: CacheID) -> None:
-        """Throw a staged layer away."""
-        self._home.discard(cache_id)
-        self._parents.pop(cache_id, None)
-
-    def removing(self, cache_id: CacheID) -> AbstractContextManager[None]:
-        """Lock a layer and delete it when the context ends well.  Raises LayerInUse."""
-        return self._home.removing(cache_id)
-
-    def hold(self, cache_id: CacheID) -> Hold:
-        """Keep the layer from being removed.  Raises FileNotFoundError."""
-        return self._home.hold(cache_id)
-
-    def exists(self, cache_id: CacheID) -> bool:
-        """True for a published layer."""
-        return self._home.exists(cache_id)
-
-    def list_layers(self) -> list[CacheID]:
-        """Every published layer."""
-        return self._home.list_layers()
 
     def union(self, cache_id: CacheID) -> AbstractContextManager[Union]:
         """The tree, with true owners, as a library object."""
-        directory = self._home.path / cache_id
+        directory = self.path / cache_id
         specs = [LayerSpec(str(directory / "diff"), str(directory / "links"))]
-        return below.opened(specs, self._home.ownership, self._home.spelling)
+        return below.opened(specs, self.ownership, self.spelling)
 
     def get(self, cache_id: CacheID) -> bytes:
         """The tree on disk."""
         if not self.exists(cache_id):
             raise FileNotFoundError(f"{cache_id}: no such layer")
-        return os.fsencode(self._home.path / cache_id / "diff")
+        return os.fsencode(self.path / cache_id / "diff")
 
     def put(self, cache_id: CacheID) -> None:
         """Nothing is mounted, so nothing is unmounted."""
 
     def metadata(self, cache_id: CacheID) -> dict[str, str]:
         """``SourceDir``, as moby's vfs calls it."""
-        return {"SourceDir": str(self._home.path / cache_id / "diff")}
+        return {"SourceDir": str(self.path / cache_id / "diff")}
 
     def status(self) -> list[tuple[str, str]]:
         """How this home keeps owners."""
-        return [("Ownership", self._home.ownership.value)]
+        return [("Ownership", self.ownership.value)]
 
 
 # Both walks below go over relative paths, parents before children; ``tree`` is ours alone.

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import model
 from support.layers import ROOT, names, paths, stack, tree, union_of
@@ -17,8 +17,7 @@ from fusestore.driver.fuse import FuseDriver
 from fusestore.driver.vfs import VfsDriver
 
 # Few names, so that layers speak about the same ones.
-NAMES = st.sampled_from(["a", "b", "c"])
-PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
+PATHS = st.sampled_from(["a", "b", "c", "a/a", "a/b", "b/a", "b/b", "a/b/c", "a/b/d", "b/a/c"])
 XATTRS = st.sampled_from([{}, {}, {b"user.k": b"v\0"}, {b"security.capability": b"\1"}, {b"trusted.t": b""}])
 ATTRIBUTES = {
     "uid": st.sampled_from([0, 0, 1000, 2**32 - 2]),
@@ -47,6 +46,7 @@ OPS = st.one_of(
     st.builds(Op, st.just("make"), PATHS, st.one_of(DIRECTORIES, SYMLINKS, FIFOS, DEVICES)),
     st.builds(Op, st.just("make"), st.sampled_from(["a", "b", ""]), DIRECTORIES),
     st.builds(Op, st.just("link"), PATHS, st.none(), PATHS),
+    st.builds(Op, st.just("link"), PATHS, st.none(), st.sampled_from(["a", "b", "a/a"])),
     st.builds(Op, st.just("delete"), PATHS),
     st.builds(Op, st.just("opaque"), st.one_of(st.just(""), PATHS)),
 )
@@ -65,6 +65,7 @@ def home(root, spelling):
 
 
 @pytest.mark.parametrize("driver", ["device", "name", "vfs"])
+@settings(max_examples=4 * settings().max_examples)
 @given(STACKS)
 def test_the_union_shows_what_the_layers_say(driver, layers):
     """fuse with each spelling of whiteouts, and vfs."""
