@@ -30,6 +30,7 @@ from fusestore.errors import (
     LayerInUse,
     LayerNotFound,
     MountNotFound,
+    NotSupported,
 )
 from fusestore.files import sweep
 from fusestore.store.database import Database
@@ -176,7 +177,7 @@ class Store:
 
     def _top(self, image: Image) -> LayerRecord:
         if image.top_layer is None:
-            raise LayerNotFound(f"{image.id[:12]} has no layers, so it")
+            raise NotSupported(f"{image.id[:12]}: an image without layers has no files")
         return self._metadata.get(image.top_layer)
 
     def mount(self, image: Image, mountpoint: Path | None = None, *, allow_other: bool = False) -> Path:
