@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from importlib import metadata
@@ -39,18 +40,22 @@ def _loadable() -> Check:
 
 
 def _store(root: Path) -> Check:
-    existing = next(p for p in (root, *root.parents) if p.exists())
+    remedy = "choose another place with --root or FUSESTORE_ROOT"
+    existing = next(p for p in (root, *root.parents) if os.path.exists(p))
+    if existing != root:
+        if os.access(existing, os.W_OK | os.X_OK):
+            return Check(True, f"store {root} (not made yet)")
+        return Check(False, f"store {root} cannot be made: {existing} is not yours to write", remedy)
     try:
-        if existing == root:
-            FuseDriver(config.private(root), root)
+        FuseDriver(config.private(root), root)
     except (FusestoreError, OSError) as exc:
-        return Check(False, f"store {root}: {exc}", "choose another place with --root")
-    return Check(True, f"store {root}" + ("" if existing == root else " (not made yet)"))
+        return Check(False, f"store {root}: {exc}", remedy)
+    return Check(True, f"store {root}")
 
 
 def _podman() -> list[Check]:
     graphroot = Path.home() / ".local/share/containers/storage"
-    if not graphroot.is_dir():
+    if not os.path.isdir(graphroot):
         return []
     return [Check(None, f"podman's store is at {graphroot}", "podman save IMAGE | fusestore load")]
 

@@ -159,15 +159,18 @@ def _mount_by_helper(spec: MountSpec, mountpoint: Path) -> int:
         options += ",allow_other,default_permissions"
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        result = subprocess.run(
-            [program, "-o", options, "--", str(mountpoint)],
-            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=_DEADLINE,
-            check=False,
-        )
+        try:
+            result = subprocess.run(
+                [program, "-o", options, "--", str(mountpoint)],
+                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=_DEADLINE,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise _unavailable(mountpoint, str(exc)) from None
         theirs.close()
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
     if result.returncode or not fds:

@@ -141,7 +141,8 @@ def _status() -> dict[str, str]:
 
 def mountpoints(place: Path) -> Check:
     """Mountpoints can be made where they go by default."""
-    existing = next(p for p in (place, *place.parents) if p.exists())
+    # os.path, because Path.exists() raises where we may not even look.
+    existing = next(p for p in (place, *place.parents) if os.path.exists(p))
     if not os.access(existing, os.W_OK):
         return Check(
             False, f"{place} cannot be written", "set --runroot or FUSESTORE_RUNROOT to a place of yours"
