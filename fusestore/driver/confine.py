@@ -215,7 +215,7 @@ class Confined:
         try:
             if decode(os.getxattr(fd, OVERRIDE_STAT))[3] != stat.S_IFLNK:
                 return None
-            return os.read(fd, PATH_LIMIT)
+            return os.read(fd, LINK_LIMIT)
         except OSError as exc:
             if exc.errno != errno.ENODATA:
                 raise

@@ -1,4 +1,4 @@
-"""Root builds, an unprivileged user runs fusestore.  Started as root, with FUSESTORE_TEST_USER in the environment."""
+"""Root builds, an unprivileged user (FUSESTORE_TEST_USER in the environment) runs fusestore."""
 
 import os
 import pwd
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from support.fsck import problems
-
 from support_real.commands import Place
 
 assert os.geteuid() == 0, "tests/root is for root; scripts/test runs it"

@@ -20,11 +20,16 @@ def problems(root: Path) -> list[str]:
         ]
         found += [f"database: {tuple(row)}" for row in database.execute("PRAGMA foreign_key_check")]
         layers = {row["chain_id"]: row for row in database.execute("SELECT * FROM layers")}
-        found += _layers(root / "fuse", layers)
+        found += _layers(root / _driver(database), layers)
         found += _images(root / "big", database, layers)
     finally:
         database.close()
     return found
+
+
+def _driver(database: sqlite3.Connection) -> str:
+    rows = database.execute("SELECT value FROM settings WHERE key = 'driver'").fetchall()
+    return rows[0][0] if rows else "fuse"
 
 
 def _layers(home: Path, layers: dict[str, sqlite3.Row]) -> list[str]:

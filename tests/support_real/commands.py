@@ -33,7 +33,7 @@ class Place:
         return {**os.environ, "FUSESTORE_ROOT": str(self.root), "FUSESTORE_RUNROOT": str(self.runroot)}
 
     def run(self, *arguments, before=(), **more) -> subprocess.CompletedProcess[bytes]:
-        """Run fusestore; `before` is put before the command line.  stdin is empty unless `more` says otherwise."""
+        """Run fusestore; `before` is put before the command line.  stdin is empty unless `more` says so."""
         more = {"stdin": subprocess.DEVNULL} | more if "input" not in more else more
         return subprocess.run(
             [*before, *FUSESTORE, *map(str, arguments)],
@@ -93,7 +93,7 @@ class Place:
             return not (store.images() or store.layers.map() or store.driver.list_layers() or store.mounts())
 
     def unmount_all(self) -> None:
-        """Unmount everything that this runroot knows or that is mounted beside it, whatever state it is in."""
+        """Unmount all that this runroot knows or that is mounted beside it, whatever state it is in."""
         records = list(self.runroot.glob("mounts/*.json"))
         servers = [json.loads(record.read_bytes())["pid"] for record in records]
         if records:
@@ -191,9 +191,11 @@ def is_directory(path) -> bool:
 
 @contextlib.contextmanager
 def namespace(script: str):
-    """A user and mount namespace in which the shell has run `script`; what to put before a command to be inside."""
+    """A user and mount namespace where the shell has run `script`: what goes before a command to be there."""
     holder = subprocess.Popen(
-        [*IN_NAMESPACE, "sh", "-ec", f"{script}\necho ready\nread -r _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*IN_NAMESPACE, "sh", "-ec", f"{script}\necho ready\nread -r _"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     with holder, holder.stdin:
         assert holder.stdout.readline() == b"ready\n", f"cannot {script}"

@@ -1,4 +1,4 @@
-"""Directories read by getdents64(2) itself, with a buffer of any size; what readdir(3) hides behind its own."""
+"""Directories read by getdents64(2) itself, with a buffer of any size; readdir(3) has only its own."""
 
 import ctypes
 import os

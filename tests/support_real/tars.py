@@ -1,6 +1,6 @@
 """Layer tars byte by byte: ustar headers, with PAX records for whatever those cannot say.
 
-Written here rather than with `tarfile`, which stores no raw bytes in names and is too slow for 200,000 members.
+Not with `tarfile`, which stores no raw bytes in names and is too slow for 200,000 members.
 """
 
 import struct

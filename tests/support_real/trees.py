@@ -22,7 +22,7 @@ _TYPES = {
 
 
 def described(top: str | os.PathLike[str]) -> dict[str, dict]:
-    """Path below `top` -> attributes; the root is "".  A directory's size and links mean nothing and are left out."""
+    """Path below `top` -> attributes; the root is "".  Sizes and links of directories are left out."""
     found, inodes, todo = {}, {}, [b""]
     base = os.fsencode(top)
     while todo:
@@ -80,7 +80,10 @@ def _xattrs(full: bytes) -> dict[str, str]:
 def without_trusted(tree: dict[str, dict]) -> dict[str, dict]:
     """The tree as somebody who is not root sees it."""
     return {
-        path: {**attributes, "xattrs": {n: v for n, v in attributes["xattrs"].items() if not n.startswith("trusted.")}}
+        path: {
+            **attributes,
+            "xattrs": {n: v for n, v in attributes["xattrs"].items() if not n.startswith("trusted.")},
+        }
         for path, attributes in tree.items()
     }
 

@@ -67,7 +67,9 @@ BASE = [
     hard_link(b"pair-2", b"pair-1"),
     # extended attributes
     file(b"caps", b"ping", mode=0o755, xattrs={b"security.capability": CAPABILITY}),
-    file(b"xattrs", b"x", xattrs={b"user.comment": b"caf\xc3\xa9\0\n=", b"trusted.t": b"1", b"user.empty": b""}),
+    file(
+        b"xattrs", b"x", xattrs={b"user.comment": b"caf\xc3\xa9\0\n=", b"trusted.t": b"1", b"user.empty": b""}
+    ),
     directory(b"xattr-dir", xattrs={b"user.dir": b"d", b"trusted.dir": b"t"}),
     # times
     file(b"times/1969", mtime=-SECOND // 2),

@@ -205,6 +205,14 @@ INSIDE = {
         ),
         {"d/up", "d/out", "canary/hello"},
     ),
+    "through a long symlink": (
+        case(folder("d"), symlink("s", "./" * 2000 + "d"), member("s/x")),
+        {"s", "d/x"},
+    ),
+    "through a long owned symlink": (
+        case(folder("d"), symlink("s", "./" * 2000 + "d", uid=4), member("s/x")),
+        {"s", "d/x"},
+    ),
     "directory through a symlink": (
         case(on_canary(symlink, "s", "CANARY"), folder("s/sub", 0o777), folder("s/new")),
         {"s", "CANARY/sub", "CANARY/new"},

@@ -13,10 +13,10 @@ import pyfuse3
 import pytest
 from pyfuse3 import FUSEError
 from support.layers import stack
+from support_real import tars, zoo
 
 from fusestore.driver.fuse import FuseDriver
 from fusestore.driver.operations import Operations
-from support_real import tars, zoo
 
 ROOT = pyfuse3.ROOT_INODE
 OPEN_FDS = "/proc/self/fd"
@@ -85,7 +85,9 @@ async def test_all_names_of_a_file_are_one_inode(operations):
     assert len(numbers) == 1
 
 
-@pytest.mark.parametrize("path", [b"absent", b"etc/gone", b"bin/.wh.ls", b"opaque/.wh..wh..opq", b"opaque/sub"])
+@pytest.mark.parametrize(
+    "path", [b"absent", b"etc/gone", b"bin/.wh.ls", b"opaque/.wh..wh..opq", b"opaque/sub"]
+)
 async def test_an_absent_name_is_an_entry_that_the_kernel_may_keep(operations, path):
     reply = await find(operations, path)
     assert reply.st_ino == 0
@@ -213,7 +215,11 @@ async def test_the_stores_own_xattrs_are_not_listed(operations):
 
 async def test_statfs_is_the_backing_filesystems(operations, driver):
     backing, reply = os.statvfs(driver.diff_directory(driver.list_layers()[0])), await operations.statfs(None)
-    assert (reply.f_bsize, reply.f_blocks, reply.f_namemax) == (backing.f_bsize, backing.f_blocks, backing.f_namemax)
+    assert (reply.f_bsize, reply.f_blocks, reply.f_namemax) == (
+        backing.f_bsize,
+        backing.f_blocks,
+        backing.f_namemax,
+    )
 
 
 @pytest.mark.parametrize(
@@ -285,7 +291,11 @@ async def test_a_listing_may_be_cached_once_it_is_open(operations, events):
 
 async def test_nothing_is_left_of_ten_thousand_lookups(operations, union):
     names = [os.fsencode(path) for path in zoo.EXPECTED if path and "/" not in path]
-    replies = [(await operations.lookup(ROOT, name, None)).st_ino for _ in range(10_000 // len(names)) for name in names]
+    replies = [
+        (await operations.lookup(ROOT, name, None)).st_ino
+        for _ in range(10_000 // len(names))
+        for name in names
+    ]
     gc.collect()
     await operations.forget([(number, 1) for number in replies])
     for number in set(replies):

@@ -2,7 +2,6 @@
 
 import pytest
 from support.fsck import problems
-
 from support_real import layouts, tars, zoo
 from support_real.commands import Place
 
@@ -25,7 +24,9 @@ def place(tmp_path):
 @pytest.fixture(scope="session")
 def zoo_layout(tmp_path_factory):
     """The zoo as an OCI layout."""
-    return layouts.oci(tmp_path_factory.mktemp("zoo") / "oci", [tars.tar(layer) for layer in zoo.LAYERS], "zoo")
+    return layouts.oci(
+        tmp_path_factory.mktemp("zoo") / "oci", [tars.tar(layer) for layer in zoo.LAYERS], "zoo"
+    )
 
 
 @pytest.fixture(scope="module")

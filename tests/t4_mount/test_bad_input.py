@@ -7,7 +7,6 @@ import signal
 import subprocess
 
 import pytest
-
 from support_real import layouts, tars
 from support_real.commands import FUSESTORE, eventually, namespace
 
@@ -53,7 +52,9 @@ def several_images(tmp_path):
     top = layout(tmp_path)
     index = json.loads((top / "index.json").read_bytes())
     index["manifests"] *= 2
-    index["manifests"][1] = index["manifests"][0] | {"annotations": {"org.opencontainers.image.ref.name": "b"}}
+    index["manifests"][1] = index["manifests"][0] | {
+        "annotations": {"org.opencontainers.image.ref.name": "b"}
+    }
     (top / "index.json").write_text(json.dumps(index))
     return [top], "several images"
 
@@ -94,7 +95,9 @@ def another_blob(tmp_path):
 def wrong_configuration(tmp_path):
     top = layout(tmp_path)
     manifest = json.loads(manifest_of(top).read_bytes())
-    changed(top / "blobs/sha256" / manifest["config"]["digest"][7:], lambda data: data.replace(b"amd64", b"arm64"))
+    changed(
+        top / "blobs/sha256" / manifest["config"]["digest"][7:], lambda data: data.replace(b"amd64", b"arm64")
+    )
     return [top], "expected sha256:"
 
 
@@ -138,7 +141,9 @@ def blob_that_is_a_fifo(tmp_path):
 
 
 def truncated_gzip(tmp_path):
-    top = layout(tmp_path, pack=lambda tar: layouts.gzipped(tar)[:-40] if tar is SECOND else layouts.gzipped(tar))
+    top = layout(
+        tmp_path, pack=lambda tar: layouts.gzipped(tar)[:-40] if tar is SECOND else layouts.gzipped(tar)
+    )
     return [top], "damaged or cut"
 
 
@@ -163,7 +168,9 @@ def layer_that_is_no_tar(tmp_path):
 
 
 def layer_that_leaves_its_directory(tmp_path):
-    return [layout(tmp_path, GOOD, tars.tar([tars.hard_link(b"x", b"../../../../../etc/passwd")]))], "etc/passwd"
+    return [
+        layout(tmp_path, GOOD, tars.tar([tars.hard_link(b"x", b"../../../../../etc/passwd")]))
+    ], "etc/passwd"
 
 
 def invalid_whiteout(tmp_path):
@@ -305,7 +312,9 @@ def test_an_interrupted_load_leaves_nothing_behind_for_the_next_command(place, t
 def test_a_load_that_was_killed_while_it_unpacked_leaves_nothing_behind(place, tmp_path):
     many = tars.tar(tars.file(b"%d" % n, b"x" * 5000) for n in range(5000))
     layout(tmp_path, many, GOOD)
-    slow = subprocess.Popen([*FUSESTORE, "load", tmp_path / "oci"], env=place.environment(), stderr=subprocess.PIPE)
+    slow = subprocess.Popen(
+        [*FUSESTORE, "load", tmp_path / "oci"], env=place.environment(), stderr=subprocess.PIPE
+    )
     with slow:
         eventually(lambda: list((place.root / "tmp").glob("*/diff/1")), "a half-made layer")
         slow.kill()
@@ -316,7 +325,9 @@ def test_a_load_that_was_killed_while_it_unpacked_leaves_nothing_behind(place, t
 
 def test_a_reader_sees_nothing_of_a_load_that_is_not_finished(place):
     archive = layouts.docker_archive([GOOD, SECOND])
-    slow = subprocess.Popen([*FUSESTORE, "load"], env=place.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    slow = subprocess.Popen(
+        [*FUSESTORE, "load"], env=place.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     with slow:
         slow.stdin.write(archive[:-5000])
         slow.stdin.flush()
@@ -343,7 +354,9 @@ def test_every_command_suggests_near_names(menagerie, command):
     assert "zo:latest: image not known; did you mean localhost/zoo:latest?" in menagerie.fails(command, where)
 
 
-@pytest.mark.parametrize("name", ["nothing-like-it", "", "UPPER", "a b", "../x", "0123456789ab", "sha256:" + "0" * 64])
+@pytest.mark.parametrize(
+    "name", ["nothing-like-it", "", "UPPER", "a b", "../x", "0123456789ab", "sha256:" + "0" * 64]
+)
 def test_an_unknown_name_is_one_line(menagerie, name):
     assert "image not known" in menagerie.fails("inspect", name)
 

@@ -6,11 +6,10 @@ import subprocess
 import sys
 
 import pytest
-
-from fusestore.cli import _COMMANDS
 from support_real import layouts, tars
 from support_real.commands import FUSESTORE, namespace
 
+from fusestore.cli import _COMMANDS
 
 # -- help and exit codes ------------------------------------------------------------------------------
 
@@ -92,7 +91,11 @@ def test_options_win_over_the_environment(place, tmp_path):
 
 def test_the_defaults_are_the_xdg_directories(tmp_path):
     (tmp_path / "runtime").mkdir()
-    environment = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "runtime"), **python_of(os.environ)}
+    environment = {
+        "HOME": str(tmp_path),
+        "XDG_RUNTIME_DIR": str(tmp_path / "runtime"),
+        **python_of(os.environ),
+    }
     subprocess.run([*FUSESTORE, "images"], env=environment, check=True, capture_output=True)
     assert (tmp_path / ".local/share/fusestore/store.db").exists()
     assert (tmp_path / "runtime/fusestore").exists()
@@ -124,11 +127,15 @@ def test_load_reports_progress_on_stderr_and_the_name_on_stdout(place, zoo_layou
 
 def test_a_reader_that_leaves_early_is_no_error(menagerie):
     command = f"{' '.join(FUSESTORE)} cat zoo:/blocks zoo:/blocks zoo:/blocks | head -c 10 | wc -c"
-    result = subprocess.run(["sh", "-c", command], env=menagerie.environment(), capture_output=True, check=True)
+    result = subprocess.run(
+        ["sh", "-c", command], env=menagerie.environment(), capture_output=True, check=True
+    )
     assert (result.stdout.strip(), result.stderr) == (b"10", b"")
 
 
-@pytest.mark.parametrize("arguments", [["images"], ["cat", "zoo:/blocks"], ["ls", "zoo:/"], ["inspect", "zoo"]])
+@pytest.mark.parametrize(
+    "arguments", [["images"], ["cat", "zoo:/blocks"], ["ls", "zoo:/"], ["inspect", "zoo"]]
+)
 def test_a_full_disk_under_stdout_is_reported(menagerie, arguments):
     with open("/dev/full", "wb") as full:
         result = menagerie.run(*arguments, stdout=full)
@@ -138,9 +145,30 @@ def test_a_full_disk_under_stdout_is_reported(menagerie, arguments):
 
 # -- JSON ---------------------------------------------------------------------------------------------
 
-IMAGE = {"Id", "ParentId", "RepoTags", "RepoDigests", "Size", "Labels", "Names", "Digest", "Created", "CreatedAt"}
+IMAGE = {
+    "Id",
+    "ParentId",
+    "RepoTags",
+    "RepoDigests",
+    "Size",
+    "Labels",
+    "Names",
+    "Digest",
+    "Created",
+    "CreatedAt",
+}
 INSPECTED = {"Id", "Digest", "RepoTags", "RepoDigests", "Created", "Config", "Architecture", "Os", "Size"}
-INSPECTED |= {"GraphDriver", "RootFS", "Labels", "ManifestType", "History", "Author", "User", "Version", "Comment"}
+INSPECTED |= {
+    "GraphDriver",
+    "RootFS",
+    "Labels",
+    "ManifestType",
+    "History",
+    "Author",
+    "User",
+    "Version",
+    "Comment",
+}
 
 
 @pytest.mark.parametrize("what", ["images", "layers", "mount"])
@@ -205,7 +233,9 @@ def test_an_empty_table_is_its_heading(place):
     assert place.ok("mount") == ""
 
 
-@pytest.mark.parametrize(("name", "count"), [("zoo", 1), ("localhost/zoo", 1), ("zoo:latest", 1), ("zoo:1", 0), ("zo", 0)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("zoo", 1), ("localhost/zoo", 1), ("zoo:latest", 1), ("zoo:1", 0), ("zo", 0)]
+)
 def test_images_can_be_asked_for_by_name(menagerie, name, count):
     assert len(menagerie.listed("images", name)) == count
 
@@ -275,7 +305,11 @@ def test_cat_follows_links_inside_the_image_only(place, tmp_path):
     place.ok("load", f"oci:{layouts.oci(tmp_path / 'oci', [tars.tar(members)], 'links')}")
     for path in ("absolute", "up", "a/dir/passwd", "a/../etc/passwd", "../../etc/passwd", "etc//./passwd"):
         assert place.ok("cat", f"links:/{path}") == "of the image"
-    for path, reason in (("loop", "Too many levels"), ("etc", "not a regular file"), ("etc/passwd/x", "Not a directory")):
+    for path, reason in (
+        ("loop", "Too many levels"),
+        ("etc", "not a regular file"),
+        ("etc/passwd/x", "Not a directory"),
+    ):
         assert reason in place.fails("cat", f"links:/{path}")
 
 
@@ -287,7 +321,14 @@ def test_ls_shows_what_ls_shows(menagerie):
     assert lines["su"][:5] == ["-rwsr-xr-x", "1", "0", "0", "2000"]
     assert lines["ash"][:5] == ["-rwxr-xr-x", "4", "0", "0", "3500"]
     assert lines["sh-link"][-2:] == ["->", "sh"]
-    assert menagerie.ok("ls", "-l", "zoo:/dev/high").split()[:6] == ["crw-------", "1", "0", "0", "4095,", "1048575"]
+    assert menagerie.ok("ls", "-l", "zoo:/dev/high").split()[:6] == [
+        "crw-------",
+        "1",
+        "0",
+        "0",
+        "4095,",
+        "1048575",
+    ]
     assert ".hidden" not in menagerie.ok("ls", "zoo:/names")
     assert ".hidden" in menagerie.ok("ls", "-a", "zoo:/names").splitlines()
 
@@ -302,7 +343,9 @@ def test_ls_and_cat_work_where_there_is_no_fuse(menagerie):
 # -- speed --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["images"], ["mount"], ["ls", "zoo:/"], ["layers"], ["--help"], ["version"]])
+@pytest.mark.parametrize(
+    "arguments", [["images"], ["mount"], ["ls", "zoo:/"], ["layers"], ["--help"], ["version"]]
+)
 def test_commands_that_do_not_mount_do_not_pay_for_fuse(menagerie, arguments):
     command = [sys.executable, "-X", "importtime", "-m", "fusestore", *arguments]
     result = subprocess.run(command, env=menagerie.environment(), capture_output=True, text=True, check=True)
@@ -317,7 +360,11 @@ def test_completion_scripts_name_the_command(place, shell):
 
 
 def test_bash_completes_commands(place):
-    environment = place.environment() | {"_FUSESTORE_COMPLETE": "bash_complete", "COMP_WORDS": "fusestore im", "COMP_CWORD": "1"}
+    environment = place.environment() | {
+        "_FUSESTORE_COMPLETE": "bash_complete",
+        "COMP_WORDS": "fusestore im",
+        "COMP_CWORD": "1",
+    }
     assert "images" in place.ok(env=environment)
 
 

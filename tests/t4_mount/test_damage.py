@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from support_real.commands import is_a_mountpoint, may_call_mount
 
 OVERRIDE_STAT = "user.containers.override_stat"
@@ -26,7 +25,15 @@ def goes_on(top):
     return (top / "bin/su").read_bytes() == b"su" * 1000 and "su" in os.listdir(top / "bin")
 
 
-DAMAGE = ["rubbish", "1:2", "", "0:0:0644:file:more", "99999999999:0:0644:file", "0:-7:0644:file", "0:0:0644:door"]
+DAMAGE = [
+    "rubbish",
+    "1:2",
+    "",
+    "0:0:0644:file:more",
+    "99999999999:0:0644:file",
+    "0:-7:0644:file",
+    "0:0:0644:door",
+]
 
 
 @pytest.mark.parametrize("value", DAMAGE)

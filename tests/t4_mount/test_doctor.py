@@ -1,4 +1,4 @@
-"""What a machine can lack, provoked: `doctor` names it with its remedy, and `mount` fails in one line with that reason.
+"""What a machine can lack, provoked: `doctor` names it and its remedy, and `mount` gives the same reason.
 
 What takes root to provoke is in tests/root/test_doctor_as_root.py.
 """
@@ -8,7 +8,6 @@ import ctypes.util
 from pathlib import Path
 
 import pytest
-
 from support_real.commands import IN_NAMESPACE, is_a_mountpoint, namespace
 
 
@@ -43,7 +42,9 @@ def no_mount_namespace():
 @contextlib.contextmanager
 def no_libfuse():
     libraries = [p for p in Path("/usr/lib").rglob("libfuse3.so.*") if p.is_symlink() or p.is_file()]
-    with namespace("\n".join(f"mount --bind /dev/null {p}" for p in {p.resolve() for p in libraries})) as inside:
+    with namespace(
+        "\n".join(f"mount --bind /dev/null {p}" for p in {p.resolve() for p in libraries})
+    ) as inside:
         yield inside
 
 

@@ -9,13 +9,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from support_real import dents, layouts, tars, trees
+from support_real.commands import Place, detach
 
 from fusestore.driver import mounter
 from fusestore.driver.layout import LayerSpec, MountSpec
 from fusestore.driver.ownership import Ownership
 from fusestore.driver.whiteout import Spelling
-from support_real import dents, layouts, tars, trees
-from support_real.commands import Place, detach
 
 FILES = 200_000
 IN_ONE_DIRECTORY = 100_000

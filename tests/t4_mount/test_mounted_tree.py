@@ -9,7 +9,6 @@ import os
 import subprocess
 
 import pytest
-
 from support_real import layouts, tars, trees, zoo
 from support_real.commands import inode, may_call_mount
 
@@ -21,7 +20,7 @@ def seen(mounted):
 
 @pytest.fixture(scope="module")
 def expected(seen):
-    """The zoo as this user sees it; when a directory was made that no layer has an entry for, nobody can say."""
+    """The zoo as this user sees it.  Nobody can say the time of a directory that no layer has."""
     tree = trees.without_trusted(zoo.EXPECTED)
     for path in zoo.IMPLIED & seen.keys():
         tree[path]["mtime"] = seen[path]["mtime"]
@@ -137,7 +136,9 @@ def test_cp_copies_what_its_user_may_make(mounted, tmp_path):
 
 def test_tar_sees_the_same_members(mounted, seen):
     archive = subprocess.run(["tar", "-c", "-C", mounted, "."], capture_output=True, check=True).stdout
-    listing = subprocess.run(["tar", "-t", "--quoting-style=literal", "--null"], input=archive, capture_output=True)
+    listing = subprocess.run(
+        ["tar", "-t", "--quoting-style=literal", "--null"], input=archive, capture_output=True
+    )
     names = {os.fsdecode(line).removeprefix("./").rstrip("/") for line in listing.stdout.split(b"\n")}
     odd = {path for path in seen if "\n" in path}
     assert {path for path in seen if path not in odd} <= names
@@ -150,7 +151,7 @@ def test_find_by_inode_number_gives_all_names_of_a_file(mounted):
 
 
 def test_find_reaches_everything(mounted, seen):
-    """find trusts the link counts of directories on some filesystems, and then misses what they do not count."""
+    """On some filesystems find trusts the link counts of directories, and misses what they do not count."""
     found = subprocess.check_output(["find", ".", "-print0"], cwd=mounted).split(b"\0")[:-1]
     assert {os.fsdecode(path)[2:] for path in found} == set(seen)
     assert len(found) == len(seen)
@@ -204,7 +205,9 @@ def test_inode_numbers_are_the_same_on_the_next_mount(loaded):
 
 def test_the_shell_commands_of_the_readme_work_in_one_line(loaded):
     """``ls "$(fusestore mount zoo)"``: usable at the very moment when the command returns."""
-    result = loaded.ok("version", before=["sh", "-c", 'ls -A "$("$1" -m fusestore mount zoo)" >&2 && exec "$@"', "sh"])
+    result = loaded.ok(
+        "version", before=["sh", "-c", 'ls -A "$("$1" -m fusestore mount zoo)" >&2 && exec "$@"', "sh"]
+    )
     assert "fusestore" in result
 
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 
 import pytest
-
 from support_real import layouts, tars
 from support_real.commands import mounted_below
 
@@ -16,7 +15,9 @@ from support_real.commands import mounted_below
 def two(place):
     """A store with two images whose short names are the same."""
     for domain in ("one.example", "two.example"):
-        archive = layouts.docker_archive([tars.tar([tars.file(b"who", domain.encode())])], f"{domain}/lib/app:1.0")
+        archive = layouts.docker_archive(
+            [tars.tar([tars.file(b"who", domain.encode())])], f"{domain}/lib/app:1.0"
+        )
         place.ok("load", input=archive)
     return place
 
@@ -119,7 +120,9 @@ def test_a_relative_mountpoint_is_taken_from_the_working_directory(loaded, tmp_p
 def test_a_second_image_on_a_mountpoint_is_refused(two, tmp_path):
     (tmp_path / "m").mkdir()
     two.mount("one.example/lib/app:1.0", tmp_path / "m")
-    assert "one.example/lib/app:1.0 is mounted there" in two.fails("mount", "two.example/lib/app:1.0", tmp_path / "m")
+    assert "one.example/lib/app:1.0 is mounted there" in two.fails(
+        "mount", "two.example/lib/app:1.0", tmp_path / "m"
+    )
     assert (tmp_path / "m/who").read_text() == "one.example"
 
 

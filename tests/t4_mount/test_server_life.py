@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from support_real import exit_status
 from support_real.commands import (
     DEADLINE,

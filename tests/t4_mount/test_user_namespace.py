@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from support_real.commands import IN_NAMESPACE
 
 HERE = Path(__file__).parent
@@ -21,7 +20,8 @@ def test_the_same_inside_a_user_namespace(file, tmp_path):
     pytest_in = [sys.executable, "-bb", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     result = subprocess.run(
         [*IN_NAMESPACE, "sh", "-c", hide, "sh", *pytest_in, f"--basetemp={tmp_path / 'inside'}", HERE / file],
-        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"PYTHONPATH": _python_path()},
+        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        | {"PYTHONPATH": _python_path()},
         capture_output=True,
         text=True,
         check=False,

@@ -2,7 +2,6 @@
 
 import pytest
 from support.fsck import problems
-
 from support_real import layouts, tars, zoo
 from support_real.commands import Place
 
@@ -18,4 +17,6 @@ def place(tmp_path):
 
 @pytest.fixture(scope="session")
 def zoo_layout(tmp_path_factory):
-    return layouts.oci(tmp_path_factory.mktemp("zoo") / "oci", [tars.tar(layer) for layer in zoo.LAYERS], "zoo")
+    return layouts.oci(
+        tmp_path_factory.mktemp("zoo") / "oci", [tars.tar(layer) for layer in zoo.LAYERS], "zoo"
+    )

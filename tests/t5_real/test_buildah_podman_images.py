@@ -4,11 +4,10 @@ import json
 import subprocess
 
 import pytest
-
 from support_real import trees
 from support_real.commands import IN_NAMESPACE
 
-# In a user namespace of one id these programs think they are root, and need neither newuidmap nor a helper process.
+# In a user namespace of one id these programs think they are root, and need no newuidmap.
 BUILD = r"""
 set -eu
 mount -t tmpfs none /run
@@ -63,7 +62,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def tree(built):
-    """What was built.  The vfs driver links files of several layers, which no image can say, and has its own root."""
+    """What was built, but what no image says: the root, and links of the vfs driver across layers."""
     found = json.loads((built / "tree.json").read_bytes())
     for attributes in found.values():
         if "links" in attributes:
@@ -84,7 +83,10 @@ def test_what_is_mounted_is_what_was_built(place, built, tree, archive):
     top = place.mount(image)
     assert trees.differences(mounted_tree(top), tree) == []
     (inspected,) = place.listed("inspect", image)
-    assert inspected["Labels"] == {"who": "buildah", "io.buildah.version": inspected["Labels"]["io.buildah.version"]}
+    assert inspected["Labels"] == {
+        "who": "buildah",
+        "io.buildah.version": inspected["Labels"]["io.buildah.version"],
+    }
     assert "A=b" in inspected["Config"]["Env"]
     assert len(inspected["RootFS"]["Layers"]) == 2
 
@@ -96,14 +98,21 @@ def test_an_archive_of_several_images_gives_all_of_them(place, built):
     assert "ls" in place.ok("ls", "one:/bin").splitlines()
     assert "ls" not in place.ok("ls", "two:/bin").splitlines()
     place.ok("rmi", "two")
-    assert place.ok("load", "--quiet", f"docker-archive:{built / 'podman-both'}:localhost/two:latest") == names[1]
+    assert (
+        place.ok("load", "--quiet", f"docker-archive:{built / 'podman-both'}:localhost/two:latest")
+        == names[1]
+    )
 
 
 def test_a_shell_of_the_image_runs_in_a_chroot_on_the_mount(place, built):
     top = place.mount(place.ok("load", "--quiet", built / "podman-oci"))
     script = "cat /pipe && /bin/busybox stat -c %a /bin/sh && /bin/busybox id -u"
     command = ["unshare", "-Ur", "chroot", str(top), "/bin/sh", "-c", script]
-    assert subprocess.check_output(command, env={"PATH": "/bin:/usr/sbin:/sbin"}, text=True).split() == ["file", "4755", "0"]
+    assert subprocess.check_output(command, env={"PATH": "/bin:/usr/sbin:/sbin"}, text=True).split() == [
+        "file",
+        "4755",
+        "0",
+    ]
 
 
 def test_a_copy_of_the_mount_is_what_was_built(place, built, tree, tmp_path):

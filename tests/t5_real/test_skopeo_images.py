@@ -1,9 +1,8 @@
-"""Images as skopeo writes them, in every format and compression: what is mounted is the image all the same."""
+"""Images as skopeo writes them, in every format and compression: the mount is the image all the same."""
 
 import subprocess
 
 import pytest
-
 from support_real import trees, zoo
 
 POLICY = ["--insecure-policy"]
@@ -68,7 +67,14 @@ def test_skopeo_and_inspect_agree(place, zoo_layout, tmp_path):
     to = skopeo(zoo_layout, tmp_path, *CONVERSIONS["oci"])
     place.ok("load", "--quiet", to)
     (ours,) = place.listed("inspect", "zoo")
-    command = ["skopeo", *POLICY, "inspect", to, "--format", "{{.Digest}} {{.Architecture}} {{.Os}} {{len .Layers}}"]
+    command = [
+        "skopeo",
+        *POLICY,
+        "inspect",
+        to,
+        "--format",
+        "{{.Digest}} {{.Architecture}} {{.Os}} {{len .Layers}}",
+    ]
     theirs = subprocess.check_output(command, env=environment(tmp_path), text=True).split()
     assert [ours["Digest"], ours["Architecture"], ours["Os"], str(len(ours["RootFS"]["Layers"]))] == theirs
 
