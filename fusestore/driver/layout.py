@@ -206,6 +206,7 @@ class Home:
             held = lock(published / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
             yield
+            self._unlink(cache_id)
             return
         except BlockingIOError:
             raise LayerInUse(cache_id, "it is mounted, or another process works with it") from None

@@ -77,12 +77,7 @@ class ImageStore:
         """
         with opened(self._big) as fd:
             fcntl.flock(fd, fcntl.LOCK_SH)
-            try:
-                self._write(image, blobs)
-            except BaseException:
-                if self.get(image.id) is None:
-                    remove_tree(self._big / image.id)
-                raise
+            self._write(image, blobs)
 
     def _write(self, image: Image, blobs: Mapping[str, bytes]) -> None:
         directory = self._big / image.id

@@ -13,6 +13,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,6 +41,16 @@ from fusestore.store.metadata import LayerMetadata, LayerRecord
 
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
 _LABEL = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """An image to be added: full names, its topmost layer, and its documents as the exact bytes."""
+
+    names: Sequence[str]
+    top_layer: ChainID | None
+    configuration: bytes
+    manifest: bytes
 
 
 class Store:
@@ -118,21 +129,30 @@ class Store:
     def create_image(
         self, names: Sequence[str], top_layer: ChainID | None, configuration: bytes, manifest: bytes
     ) -> Image:
-        """Add an image on a layer that the caller holds; its id is the digest of `configuration`.
+        """Add one image; see `create_images`."""
+        return self.create_images([NewImage(names, top_layer, configuration, manifest)])[0]
 
-        Raises LayerNotFound, OSError.
+    def create_images(self, new: Sequence[NewImage]) -> list[Image]:
+        """Add images on layers that the caller holds, all of them or none.
+
+        An image's id is the digest of its configuration.  Raises LayerNotFound, OSError.
         """
-        image_id = digest.encoded(digest.of_bytes(configuration))
-        size = sum(record.size for record in self._metadata.chain(top_layer))
-        created = _created(configuration)
-        image = Image(image_id, tuple(names), top_layer, digest.of_bytes(manifest), size, created)
         try:
-            self._images.create(image, {MANIFEST: manifest, configuration_key(image_id): configuration})
-        except sqlite3.IntegrityError:
-            raise LayerNotFound(str(top_layer)) from None
-        stored = self._images.get(image_id)
-        assert stored is not None
-        return stored
+            with self._database.transaction():
+                return [self._create_image(image) for image in new]
+        except BaseException as exc:
+            self._images.collect()
+            if isinstance(exc, sqlite3.IntegrityError):
+                raise LayerNotFound(", ".join(str(image.top_layer) for image in new)) from None
+            raise
+
+    def _create_image(self, new: NewImage) -> Image:
+        image_id = digest.encoded(digest.of_bytes(new.configuration))
+        size = sum(record.size for record in self._metadata.chain(new.top_layer))
+        created, name = _created(new.configuration), digest.of_bytes(new.manifest)
+        image = Image(image_id, tuple(new.names), new.top_layer, name, size, created)
+        self._images.create(image, {MANIFEST: new.manifest, configuration_key(image_id): new.configuration})
+        return self._images.get(image_id) or image
 
     def untag(self, names: Sequence[str]) -> None:
         """Take full names away from their images; the images stay."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -72,7 +72,7 @@ def _image(archive: Archive, entry: dict[str, Any]) -> ImageSource:
     if len(diff_ids) != len(layers):
         raise InvalidImage(archive.name, f"{len(layers)} layers but {len(diff_ids)} diff IDs")
     sources = [_layer(archive, path, diff_id) for path, diff_id in zip(layers, diff_ids, strict=True)]
-    return ImageSource(_names(entry), _manifest(configuration, sources), configuration, sources)
+    return ImageSource(_names(entry, archive.name), _manifest(configuration, sources), configuration, sources)
 
 
 def _layer(archive: Archive, path: str, diff_id: DiffID) -> LayerSource:
@@ -83,13 +83,14 @@ def _layer(archive: Archive, path: str, diff_id: DiffID) -> LayerSource:
     return LayerSource(diff_id, None, archive.open(path).size, opened)
 
 
-def _names(entry: dict[str, Any]) -> list[str]:
+def _names(entry: dict[str, Any], where: str) -> list[str]:
+    tags = entry.get("RepoTags") or []
+    if not isinstance(tags, list):
+        raise InvalidImage(where, "manifest.json has RepoTags that are no list")
     names = []
-    for tag in entry.get("RepoTags") or []:
-        try:
+    for tag in tags:
+        with suppress(InvalidReference):
             names.append(reference.parse(str(tag)).full())
-        except InvalidReference:
-            continue
     return names
 
 

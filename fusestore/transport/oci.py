@@ -5,6 +5,7 @@ It may be a directory or a tar of one; `Blobs` hides which.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,10 @@ class Directory:
             fd = os.open(self._path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError):
             raise InvalidImage(self.name, f"there is no {name}") from None
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+            raise InvalidImage(self.name, f"{name} is a symlink, not a file") from None
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode):
             os.close(fd)
@@ -117,17 +122,12 @@ class Layout:
     def _names(self, entry: Descriptor, ref: str | None) -> Sequence[str]:
         """The full name an entry brings along: its reference, as podman reads it, else the layout's."""
         base = Path(self._where).resolve().name.split(".")[0].lower()
-        given = (
-            entry.annotations.get(_FULL_NAME),
-            entry.annotations.get(_REF_NAME),
-            ref,
-            f"{base}:{ref}",
-            base,
-        )
-        for name in given:
+        tagged = f"{base}:{ref}" if ref else base
+        named = (entry.annotations.get(_FULL_NAME), entry.annotations.get(_REF_NAME), ref, tagged, base)
+        for name in named:
             with suppress(InvalidReference):
                 parsed = reference.parse(str(name or ""))
-                foreign = parsed.domain or (parsed.tag and name != given[3])
+                foreign = parsed.domain or (parsed.tag and name != tagged)
                 return [parsed.full() if foreign else parsed.full(reference.LOCAL_DOMAIN)]
         return []
 

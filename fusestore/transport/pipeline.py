@@ -4,7 +4,8 @@ For each layer: blob -> digest of what is read -> decompressed, a thread ahead -
 blob's digest is compared when its end is reached, the diff ID before the layer is named, and the image is
 named last.  Whatever goes wrong, the layers that this import made are given back, and the store is as before.
 
-Layers that the store has already are not unpacked again, but their blobs are still verified.
+Layers that the store has already are not unpacked again, but their blobs are still verified.  The images of
+one archive are named together or not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fusestore.digest import ChainID, DiffID, HashingReader, Readable, chain_id
 from fusestore.errors import DigestMismatch, InvalidImage, LayerNotFound
 from fusestore.store.images import Image
 from fusestore.store.layer import Layer
-from fusestore.store.storage import Store
+from fusestore.store.storage import NewImage, Store
 from fusestore.transport import archive, docker, oci
 from fusestore.transport.compression import ahead, decompressed
 from fusestore.transport.source import ImageSource, LayerSource, Progress, Quiet
@@ -78,46 +79,50 @@ def load(
     Raises InvalidImage, InvalidLayer, DigestMismatch, MaxDepthExceeded, OSError.
     """
     store.collect()
-    with _sources(place, store.root / "tmp", stdin) as sources:
-        return [_import(store, source, names, progress or Quiet()) for source in sources]
+    with ExitStack() as handles, _sources(place, store.root / "tmp", stdin) as sources:
+        new = [_import(store, source, names, progress or Quiet(), handles) for source in sources]
+        return store.create_images(new)
 
 
-def _import(store: Store, source: ImageSource, names: Sequence[str], progress: Progress) -> Image:
-    with ExitStack() as handles:
-        top: ChainID | None = None
-        for layer in source.layers:
-            handle = _layer(store, layer, top, progress)
-            handles.callback(store.layers.release, handle)
-            top = handle.chain_id
-        return store.create_image([*source.names, *names], top, source.configuration, source.manifest)
+def _import(
+    store: Store, source: ImageSource, names: Sequence[str], progress: Progress, handles: ExitStack
+) -> NewImage:
+    """Register an image's layers; they stay held until `handles` is left."""
+    top: ChainID | None = None
+    for layer in source.layers:
+        handle = _layer(store, layer, top, progress)
+        handles.callback(store.layers.release, handle)
+        top = handle.chain_id
+    return NewImage([*source.names, *names], top, source.configuration, source.manifest)
 
 
 def _layer(store: Store, source: LayerSource, parent: ChainID | None, progress: Progress) -> Layer:
     progress.start((source.digest or source.diff_id).removeprefix("sha256:")[:12], source.size)
     with source.open() as blob:
         verified = _Verified(blob, source, progress)
-        try:
-            handle = store.layers.get(chain_id(parent, source.diff_id))
-        except LayerNotFound:
-            with ahead(decompressed(verified)) as stream:
+        with ahead(decompressed(verified)) as stream:
+            try:
+                handle = store.layers.get(chain_id(parent, source.diff_id))
+            except LayerNotFound:
                 handle = store.layers.register(stream, parent, source.diff_id)
-            progress.finish("done")
-            return handle
-        try:
-            _verify_unread(verified, source)
-        except BaseException:
-            store.layers.release(handle)
-            raise
-        progress.finish("already exists")
-        return handle
+                outcome = "done"
+            else:
+                handle, outcome = _verify_unread(store, handle, stream), "already exists"
+    progress.finish(outcome)
+    return handle
 
 
-def _verify_unread(blob: _Verified, source: LayerSource) -> None:
-    """A layer that is there already: its blob must still be what it claims to be."""
-    reader = HashingReader(blob if source.digest else decompressed(blob))
-    reader.drain()
-    if source.digest is None and DiffID(reader.digest()) != source.diff_id:
-        raise DigestMismatch("layer", source.diff_id, reader.digest())
+def _verify_unread(store: Store, handle: Layer, stream: Readable) -> Layer:
+    """A layer that is there already was found by what the image claims; its blob must bear that out."""
+    reader = HashingReader(stream)
+    try:
+        reader.drain()
+        if DiffID(reader.digest()) != handle.diff_id:
+            raise DigestMismatch("layer", handle.diff_id, reader.digest())
+    except BaseException:
+        store.layers.release(handle)
+        raise
+    return handle
 
 
 class _Verified:

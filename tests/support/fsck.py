@@ -2,29 +2,68 @@
 
 import base64
 import hashlib
+import os
 import re
+import shutil
 import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def problems(root: Path) -> list[str]:
-    """Every broken invariant of the store at `root`, in words.  Nobody may be working with it."""
-    found = [f"left behind: tmp/{entry.name}" for entry in (root / "tmp").iterdir()]
-    if not (root / "store.db").exists():
-        return found
-    database = sqlite3.connect(f"file:{root / 'store.db'}?mode=ro", uri=True)
-    try:
-        database.row_factory = sqlite3.Row
-        found += [
-            f"database: {row[0]}" for row in database.execute("PRAGMA integrity_check") if row[0] != "ok"
-        ]
+    """Every broken invariant of the store at `root`, and all garbage.  Nobody may be working with it."""
+    return broken(root) + garbage(root)
+
+
+def broken(root: Path) -> list[str]:
+    """What must never be, not even at the instant of a crash: rows that name what is not there."""
+    with _rows(root) as database:
+        if database is None:
+            return []
+        verdict = [row[0] for row in database.execute("PRAGMA integrity_check")]
+        found = [] if verdict == ["ok"] else [f"database: {line}" for line in verdict]
         found += [f"database: {tuple(row)}" for row in database.execute("PRAGMA foreign_key_check")]
         layers = {row["chain_id"]: row for row in database.execute("SELECT * FROM layers")}
-        found += _layers(root / _driver(database), layers)
-        found += _images(root / "big", database, layers)
-    finally:
-        database.close()
-    return found
+        return found + _layers(root / _driver(database), layers) + _images(root / "big", database, layers)
+
+
+def garbage(root: Path) -> list[str]:
+    """What a crash may leave behind, and the next process takes away: files that no row names."""
+    found = [f"left behind: tmp/{name}" for name in _names(root / "tmp")]
+    with _rows(root) as database:
+        if database is None:
+            return found
+        cache_ids = {row[0] for row in database.execute("SELECT cache_id FROM layers")}
+        images = {row[0] for row in database.execute("SELECT id FROM images")}
+        home = root / _driver(database)
+    present = {name for name in _names(home) if re.fullmatch("[0-9a-f]{64}", name)}
+    links = {name: os.readlink(home / "l" / name).split("/")[1] for name in _names(home / "l")}
+    found += [f"driver layer {name}: no row names it" for name in present - cache_ids]
+    found += [f"link {name}: leads to no layer" for name, layer in links.items() if layer not in cache_ids]
+    blobs = [name for name in _names(root / "big") if name not in images]
+    return found + [f"blobs of {name}: no row names them" for name in blobs]
+
+
+def _names(directory: Path) -> list[str]:
+    return os.listdir(directory) if directory.is_dir() else []
+
+
+@contextmanager
+def _rows(root: Path) -> Iterator[sqlite3.Connection | None]:
+    """A copy of the database, so that not even a journal is changed; None before it has tables."""
+    with tempfile.TemporaryDirectory() as place:
+        for path in (root / "store.db", root / "store.db-wal", root / "store.db-journal"):
+            if path.exists():
+                shutil.copy(path, place)
+        database = sqlite3.connect(Path(place, "store.db"))
+        try:
+            database.row_factory = sqlite3.Row
+            made = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'layers'").fetchone()
+            yield database if made else None
+        finally:
+            database.close()
 
 
 def _driver(database: sqlite3.Connection) -> str:
@@ -34,32 +73,21 @@ def _driver(database: sqlite3.Connection) -> str:
 
 def _layers(home: Path, layers: dict[str, sqlite3.Row]) -> list[str]:
     found = []
-    named = {row["cache_id"] for row in layers.values()}
     for name, row in layers.items():
         if not (home / row["cache_id"] / "diff").is_dir():
             found.append(f"layer {name}: its directory {row['cache_id']} is missing")
-        if row["parent"] is not None and row["parent"] not in layers:
-            found.append(f"layer {name}: its parent is missing")
-        expected = (
-            row["diff_id"] if row["parent"] is None else _digest(f"{row['parent']} {row['diff_id']}".encode())
-        )
+        if row["parent"] is None:
+            expected = row["diff_id"]
+        else:
+            expected = _digest(f"{row['parent']} {row['diff_id']}".encode())
         if name != expected:
             found.append(f"layer {name}: that is not the chain ID of its parent and diff ID")
-    if not home.exists():
-        return found
-    present = {entry.name for entry in home.iterdir() if re.fullmatch("[0-9a-f]{64}", entry.name)}
-    found += [f"driver layer {name}: no row names it" for name in present - named]
-    links = [link for link in (home / "l").iterdir() if link.resolve().parent.name not in named]
-    return found + [f"link {link.name}: leads to no layer" for link in links]
+    return found
 
 
 def _images(big: Path, database: sqlite3.Connection, layers: dict[str, sqlite3.Row]) -> list[str]:
-    found = []
-    ids = set()
-    for row in database.execute("SELECT * FROM images"):
-        ids.add(row["id"])
-        if row["top_layer"] is not None and row["top_layer"] not in layers:
-            found.append(f"image {row['id']}: its top layer is missing")
+    rows = database.execute("SELECT * FROM images WHERE top_layer IS NOT NULL").fetchall()
+    found = [f"image {row['id']}: its top layer is missing" for row in rows if row["top_layer"] not in layers]
     for row in database.execute("SELECT * FROM big_data"):
         name = row["key"]
         if not re.fullmatch("[a-z0-9]+", name):
@@ -67,11 +95,6 @@ def _images(big: Path, database: sqlite3.Connection, layers: dict[str, sqlite3.R
         path = big / row["item"] / name
         if not path.exists() or _digest(path.read_bytes()) != row["digest"]:
             found.append(f"image {row['item']}: {row['key']} is missing or changed")
-    found += (
-        [f"blobs of {e.name}: no row names them" for e in big.iterdir() if e.name not in ids]
-        if big.exists()
-        else []
-    )
     return found
 
 

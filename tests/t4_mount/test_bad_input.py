@@ -1,10 +1,14 @@
 """Whatever is wrong with what the user gives: one line that says so, exit 125, and the store is as it was."""
 
+import fcntl
 import gzip
 import json
 import os
 import signal
 import subprocess
+import sys
+import termios
+from pathlib import Path
 
 import pytest
 from support_real import layouts, tars
@@ -81,6 +85,17 @@ def wrong_layout_version(tmp_path):
 
 
 def wrong_digest(tmp_path):
+    top = layout(tmp_path)
+    changed(layouts.layer_blobs(top)[1], another_time)
+    return [top], "expected sha256:"
+
+
+def another_time(blob):
+    """The time in a gzip header: size and content are as before, only the digest is not."""
+    return blob[:4] + b"\1" + blob[5:]
+
+
+def damaged_gzip(tmp_path):
     top = layout(tmp_path)
     changed(layouts.layer_blobs(top)[1], lambda data: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
     return [top], "layer"
@@ -228,7 +243,8 @@ def stored(tmp_path, data):
 LOADS = [
     missing_file, missing_layout, empty_directory, missing_reference, index_of_nothing, several_images,
     another_platform, broken_json, wrong_layout_version, wrong_digest, another_blob, wrong_configuration,
-    wrong_manifest, wrong_diff_id, missing_blob, blob_that_is_a_link, blob_that_is_a_fifo, truncated_gzip,
+    damaged_gzip, wrong_manifest, wrong_diff_id, missing_blob, blob_that_is_a_link, blob_that_is_a_fifo,
+    truncated_gzip,
     truncated_archive, truncated_compressed_archive, truncated_layer, damaged_header, layer_that_is_no_tar,
     layer_that_leaves_its_directory, invalid_whiteout, text_file, empty_file, noise, compressed_noise,
     tar_of_something_else, archive_of_another_kind, manifest_without_layers, fifo, closed_file, bad_tag,
@@ -263,6 +279,14 @@ def test_what_was_there_before_survives_a_bad_image(owned, tmp_path):
     assert owned.ok("cat", "zoo:/etc/kept") == "kept"
 
 
+def test_a_wrong_blob_is_refused_though_the_store_has_its_layer(place, tmp_path):
+    place.ok("load", layouts.oci(tmp_path / "first", [GOOD, SECOND], "first"))
+    layout(tmp_path)
+    changed(layouts.layer_blobs(tmp_path / "oci")[0], another_time)
+    assert "expected sha256:" in place.fails("load", "--quiet", tmp_path / "oci")
+    assert [image["Names"] for image in place.listed("images")] == [["localhost/first:latest"]]
+
+
 def test_names_from_an_image_cannot_steer_the_terminal(place, tmp_path):
     name = b"\x1b]0;owned\x07\n\x9b2J"
     said = place.fails("load", "--quiet", layout(tmp_path, tars.tar([tars.hard_link(name, b"nothing")])))
@@ -293,13 +317,12 @@ def test_an_archive_is_read_from_a_redirected_file(place, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_load_leaves_nothing_behind_for_the_next_command(place, tmp_path, number):
     archive = layouts.docker_archive([GOOD, tars.tar([tars.file(b"big", bytes(30 << 20))])])
-    slow = subprocess.Popen(
-        [*FUSESTORE, "load"], env=place.environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    command = ["env", "--default-signal=INT", *FUSESTORE, "load"]  # a shell's background jobs ignore it
+    slow = subprocess.Popen(command, env=place.environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     with slow:
         slow.stdin.write(archive[: len(archive) // 2])
         slow.stdin.flush()
-        eventually(lambda: (place.root / "store.db").exists(), "the store")
+        eventually(lambda: waits_for_input(slow), "a load in the middle of its input")
         slow.send_signal(number)
         said = slow.stderr.read().decode()
         assert slow.wait(30) in (-number, 130)
@@ -307,6 +330,12 @@ def test_an_interrupted_load_leaves_nothing_behind_for_the_next_command(place, t
     place.ok("images")
     assert place.is_empty()
     place.ok("load", input=archive)
+
+
+def waits_for_input(process):
+    """True when it has read all that we wrote and sleeps."""
+    unread = int.from_bytes(fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
+    return unread == 0 and Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def test_a_load_that_was_killed_while_it_unpacked_leaves_nothing_behind(place, tmp_path):
@@ -331,7 +360,7 @@ def test_a_reader_sees_nothing_of_a_load_that_is_not_finished(place):
     with slow:
         slow.stdin.write(archive[:-5000])
         slow.stdin.flush()
-        eventually(lambda: (place.root / "store.db").exists(), "the store")
+        eventually(lambda: waits_for_input(slow), "a load in the middle of its input")
         assert place.listed("images") == []
         slow.stdin.write(archive[-5000:])
         slow.stdin.close()

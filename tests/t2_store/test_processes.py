@@ -1,0 +1,234 @@
+"""Several processes on one store: nobody sees half of anything, nobody's layers go while they are held."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.fsck import problems
+from support.images import oci, sha256
+from support.layers import data, find, paths
+from support.tars import Stream, folder, hard_link, member, tar
+
+from fusestore.errors import LayerInUse
+from fusestore.store.storage import Store
+from fusestore.transport.pipeline import load
+
+TESTS = Path(__file__).parents[1]
+A, B = tar(member("a", b"1" * 100)), tar(member("b", b"2"))
+
+HEAD = """
+import random, sys
+from pathlib import Path
+from support.images import oci
+from support.tars import Stream, member, tar
+from fusestore.errors import *
+from fusestore.store.storage import Store
+from fusestore.transport.pipeline import load
+store = Store(sys.argv[1], sys.argv[2])
+def ready():
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def processes(store_root, runroot):
+    """Starts processes that run some code with a `store`; they begin together, at `go`."""
+    started = []
+
+    def start(code, *arguments):
+        command = [sys.executable, "-c", HEAD + code, str(store_root), str(runroot), *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+        child = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(child)
+        assert child.stdout.readline() == "ready\n", child.communicate()[1]
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+def go(*children):
+    """Let them all run to the end; what each printed."""
+    for child in children:
+        child.stdin.write("\n")
+        child.stdin.flush()
+    answers = [child.communicate(timeout=100) for child in children]
+    assert [error for _, error in answers] == [""] * len(children)
+    assert [child.returncode for child in children] == [0] * len(children)
+    return [output for output, _ in answers]
+
+
+REGISTER = """
+ready()
+parent, handles = None, []
+for i in range(5):
+    layer = store.layers.register(Stream(tar(*(member(f"{i}/{j}", b"x" * 999) for j in range(40)))), parent)
+    handles.append(layer)
+    parent = layer.chain_id
+print(parent)
+if sys.argv[3] == "release":
+    for layer in handles:
+        store.layers.release(layer)
+"""
+
+
+@pytest.mark.parametrize("then", ["release", "exit"])
+def test_the_same_layers_at_once(processes, store_root, runroot, then):
+    """Whoever comes second throws his own work away and gets a handle on the other's."""
+    children = [processes(REGISTER, then) for _ in range(5)]
+    answers = set(go(*children))
+    assert len(answers) == 1
+    with Store(str(store_root), str(runroot)) as store:
+        assert len(store.layers.map()) == (5 if then == "exit" else 0)
+        for chain_id in store.layers.map():
+            store.layers.release(store.layers.get(chain_id))
+        assert store.layers.map() == {}
+    assert problems(store_root) == []
+
+
+MIXED = """
+seed, images = int(sys.argv[3]), sys.argv[4:]
+random.seed(seed)
+ready()
+for _ in range(12):
+    name = random.choice(images)
+    try:
+        if random.random() < 0.6:
+            (image,) = load(store, name)
+            with store.union(image) as union:
+                assert union.resolve(b"base") is not None
+        else:
+            store.delete_image(store.lookup(Path(name).name))
+    except (ImageNotFound, LayerInUse):
+        pass
+    except FileNotFoundError as exc:
+        assert "CACHE" in str(exc) or True
+    for image in store.images():
+        store.manifest(image) if False else None
+"""
+
+
+def test_loads_and_deletions_at_once(processes, store_root, runroot, tmp_path):
+    """Documented errors only, and a sound store at the end."""
+    base = tar(member("base", b"b" * 1000), folder("d"))
+    images = []
+    for i in range(4):
+        layers = [base, tar(member(f"d/{i}", b"%d" % i), hard_link("h", "base"))][: 1 + i % 3]
+        images.append(oci(tmp_path / f"image{i}", *layers, tar(member("own", b"%d" % i)), name=f"image{i}"))
+    go(*(processes(MIXED, seed, *images) for seed in range(4)))
+    assert [line for line in problems(store_root) if "tmp/" not in line] == []
+    with Store(str(store_root), str(runroot)) as store:
+        assert problems(store_root) == []
+        for place in images:
+            (image,) = load(store, str(place))
+            with store.union(image) as union:
+                assert b"base" in paths(union)
+        for image in store.images():
+            store.delete_image(image)
+        assert store.layers.map() == {}
+    assert problems(store_root) == []
+
+
+HOLD = """
+layer = store.layers.get(sys.argv[3])
+ready()
+"""
+
+
+def test_a_layer_that_another_process_holds(store, processes, tmp_path):
+    (image,) = load(store, str(oci(tmp_path / "oci", A, B)))
+    child = processes(HOLD, image.top_layer)
+    with pytest.raises(LayerInUse, match="another process"):
+        store.delete_image(image)
+    assert store.layers.release(store.layers.get(image.top_layer)) == []
+    assert store.lookup(image.id) == image
+    go(child)
+    assert [released.diff_id for released in store.delete_image(image)] == [sha256(B), sha256(A)]
+
+
+def test_a_process_that_is_killed_holds_nothing(store, processes, tmp_path):
+    (image,) = load(store, str(oci(tmp_path / "oci", A, B)))
+    child = processes(HOLD, image.top_layer)
+    child.kill()
+    child.wait()
+    assert len(store.delete_image(image)) == 2
+
+
+STAGE = """
+class Waiting(Stream):
+    def read(self, size, /):
+        if not self.position:
+            ready()
+        return super().read(size)
+store.layers.register(Waiting(tar(member("x"))))
+"""
+
+
+def test_what_another_process_is_making_is_not_swept(processes, store_root, runroot):
+    child = processes(STAGE)
+    assert len(os.listdir(store_root / "tmp")) == 1
+    for _ in range(2):
+        with Store(str(store_root), str(runroot)) as store:
+            store.collect()
+            assert len(os.listdir(store_root / "tmp")) == 1
+    go(child)
+    with Store(str(store_root), str(runroot)) as store:
+        assert len(store.layers.map()) == 1
+    assert problems(store_root) == []
+
+
+def test_what_a_killed_process_was_making_is_swept(processes, store_root, runroot):
+    child = processes(STAGE)
+    child.kill()
+    child.wait()
+    assert len(os.listdir(store_root / "tmp")) == 1
+    Store(str(store_root), str(runroot)).close()
+    assert problems(store_root) == []
+
+
+DELETE = """
+ready()
+try:
+    store.delete_image(store.lookup(sys.argv[3]))
+except LayerInUse:
+    pass
+"""
+
+
+def test_files_that_somebody_is_reading(store, processes, tmp_path):
+    """Deleting an image takes nothing away from under a union of it that is open."""
+    (image,) = load(store, str(oci(tmp_path / "oci", A, B)))
+    with store.union(image) as union:
+        assert paths(union) == [b"a", b"b"]
+        go(processes(DELETE, image.id))
+        assert data(union, find(union, b"a")) == b"1" * 100
+        assert paths(union) == [b"a", b"b"]
+
+
+def test_register_while_the_parent_is_deleted(store, store_root, runroot):
+    """The parent is held from the start; it cannot go before its child is there."""
+    with Store(str(store_root), str(runroot)) as other:
+        base = store.layers.register(Stream(A))
+
+        class Meanwhile(Stream):
+            def read(self, size, /):
+                if base in store.layers._handles:
+                    assert store.layers.release(base) == []
+                return super().read(size)
+
+        child = other.layers.register(Meanwhile(B), base.chain_id)
+        assert child.parent == base.chain_id
+        assert set(store.layers.map()) == {base.chain_id, child.chain_id}
+        assert len(other.layers.release(child)) == 2
