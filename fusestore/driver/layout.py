@@ -148,7 +148,11 @@ class Home:
         directory = self.tmp / cache_id
         with sweeping(self.tmp):
             directory.mkdir(mode=0o700)
-            self._staged[cache_id] = lock(directory / "lock", fcntl.LOCK_EX, os.O_CREAT), parent
+            try:
+                self._staged[cache_id] = lock(directory / "lock", fcntl.LOCK_EX, os.O_CREAT), parent
+            except OSError:
+                remove_tree(directory)
+                raise
         (directory / "diff").mkdir(mode=0o755)
         (directory / "work").mkdir(mode=0o700)
         if parent is not None and self.stacked:

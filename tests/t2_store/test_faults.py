@@ -3,7 +3,10 @@
 A sample of the points here; all of them with HYPOTHESIS_PROFILE=deep.
 """
 
+import errno
+import gc
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -110,3 +113,26 @@ def test_faults(places, scene, fault):
         verify(places, point, before, after)
         repeat(places, arguments, after)
     assert reached
+
+
+def test_few_file_descriptors(places):
+    """EMFILE wherever it happens is an error of the machine's, leaks nothing, and passes."""
+    with Store() as store:
+        load(store, str(places / "base"))  # all modules are imported now
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = len(os.listdir("/proc/self/fd"))
+        refused = 0
+        for limit in range(used, used + 24):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            try:
+                store.delete_image(load(store, str(places / "full"))[0])
+            except OSError as exc:
+                assert exc.errno == errno.EMFILE or "store.db" in str(exc), limit  # noqa: PT017
+                refused += 1
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert problems(places / "store") == [], limit
+            assert [image.names for image in store.images()] == [("docker.io/library/base:1",)], limit
+            gc.collect()
+            assert len(os.listdir("/proc/self/fd")) == used, limit
+        assert 4 < refused < 24

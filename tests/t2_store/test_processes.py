@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.fsck import problems
+from support.fsck import broken, problems
 from support.images import oci, sha256
 from support.layers import data, find, paths
 from support.tars import Stream, folder, hard_link, member, tar
@@ -16,6 +16,7 @@ from fusestore.store.storage import Store
 from fusestore.transport.pipeline import load
 
 TESTS = Path(__file__).parents[1]
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 A, B = tar(member("a", b"1" * 100)), tar(member("b", b"2"))
 
 HEAD = """
@@ -41,14 +42,7 @@ def processes(store_root, runroot):
     def start(code, *arguments):
         command = [sys.executable, "-c", HEAD + code, str(store_root), str(runroot), *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
-        child = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        child = subprocess.Popen(command, env=environment, text=True, **PIPES)
         started.append(child)
         assert child.stdout.readline() == "ready\n", child.communicate()[1]
         return child
@@ -92,9 +86,8 @@ def test_the_same_layers_at_once(processes, store_root, runroot, then):
     assert len(answers) == 1
     with Store(str(store_root), str(runroot)) as store:
         assert len(store.layers.map()) == (5 if then == "exit" else 0)
-        for chain_id in store.layers.map():
-            store.layers.release(store.layers.get(chain_id))
-        assert store.layers.map() == {}
+        if then == "exit":
+            assert len(store.layers.release(store.layers.get(answers.pop().strip()))) == 5
     assert problems(store_root) == []
 
 
@@ -111,12 +104,8 @@ for _ in range(12):
                 assert union.resolve(b"base") is not None
         else:
             store.delete_image(store.lookup(Path(name).name))
-    except (ImageNotFound, LayerInUse):
-        pass
-    except FileNotFoundError as exc:
-        assert "CACHE" in str(exc) or True
-    for image in store.images():
-        store.manifest(image) if False else None
+    except (ImageNotFound, LayerNotFound, LayerInUse):
+        pass  # somebody else was faster
 """
 
 
@@ -128,7 +117,7 @@ def test_loads_and_deletions_at_once(processes, store_root, runroot, tmp_path):
         layers = [base, tar(member(f"d/{i}", b"%d" % i), hard_link("h", "base"))][: 1 + i % 3]
         images.append(oci(tmp_path / f"image{i}", *layers, tar(member("own", b"%d" % i)), name=f"image{i}"))
     go(*(processes(MIXED, seed, *images) for seed in range(4)))
-    assert [line for line in problems(store_root) if "tmp/" not in line] == []
+    assert broken(store_root) == []
     with Store(str(store_root), str(runroot)) as store:
         assert problems(store_root) == []
         for place in images:
