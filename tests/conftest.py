@@ -18,7 +18,7 @@ _COMMON = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
 settings.register_profile("default", max_examples=50, derandomize=True, **_COMMON)
-settings.register_profile("deep", max_examples=3000, print_blob=True, **_COMMON)
+settings.register_profile("deep", max_examples=1000, print_blob=True, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

@@ -214,7 +214,8 @@ def _set_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
     try:
         os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
     except OSError as exc:
-        # ext4 keeps the xattrs of a file in one block, and calls a full block "no space" as it does a full disk.
+        # ext4 keeps the xattrs of a file in one block, and calls a full block "no space" as it does a
+        # full disk.
         if exc.errno == errno.ENOSPC and (st := os.statvfs(target)).f_bavail and st.f_favail:
             raise OSError(errno.E2BIG, "more xattrs than this filesystem keeps of a file") from None
         raise

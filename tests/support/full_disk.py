@@ -1,7 +1,7 @@
 """Fill a disk for real: load an image into stores on a tmpfs that gets larger step by step, until it fits.
 
 To be run in a user namespace (``unshare -Urm python -m support.full_disk IMAGE PLACE``), where anybody may
-mount one.  Prints how many sizes were too small, and says why and exits 1 when a store was not sound afterwards.
+mount one.  Prints how many sizes were too small; says why and exits 1 when a store was not sound afterwards.
 """
 
 import errno

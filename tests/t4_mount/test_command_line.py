@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from support_real import layouts, tars
+from support_real import layouts, tars, zoo
 from support_real.commands import FUSESTORE, namespace
 
 from fusestore.cli import _COMMANDS
@@ -141,6 +141,27 @@ def test_a_full_disk_under_stdout_is_reported(menagerie, arguments):
         result = menagerie.run(*arguments, stdout=full)
     assert result.returncode == 125
     assert result.stderr == b"fusestore: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_streams_may_be_closed(loaded, closed):
+    """As some daemons start their children; what is opened then gets the numbers 0 to 2."""
+    command = ["sh", "-c", f'"$@" mount zoo {closed} || exit; "$@" unmount zoo', "sh", *FUSESTORE]
+    result = subprocess.run(command, env=loaded.environment(), capture_output=True, check=False)
+    top = f"{loaded.runroot}/mnt/zoo-latest\n".encode()
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == (top if ">&-" in closed else top + top)
+
+
+def test_a_working_directory_that_was_removed_does_not_matter(loaded, tmp_path):
+    """As after the unmount of what one has cd'ed into."""
+    (tmp_path / "gone").mkdir()
+    in_gone = ("sh", "-c", f'cd "{tmp_path}/gone" && rmdir ../gone; cd . 2>/dev/null; exec "$@"', "sh")
+    top = loaded.mount("zoo", before=in_gone)
+    (tmp_path / "gone").mkdir()
+    assert loaded.ok("ls", "zoo:/etc", before=in_gone)
+    (tmp_path / "gone").mkdir()
+    assert loaded.ok("unmount", "zoo", before=in_gone) == str(top)
 
 
 # -- JSON ---------------------------------------------------------------------------------------------
@@ -278,6 +299,12 @@ def test_rmi_all_leaves_an_empty_store(owned):
     assert owned.is_empty()
     assert [p.name for p in (owned.root / "fuse").iterdir() if p.name not in ("home.json", "l")] == []
     assert not list((owned.root / "big").glob("*/*"))
+
+
+def test_the_umask_does_not_show_in_the_image(place, zoo_layout):
+    place.ok("load", f"oci:{zoo_layout}:zoo", before=("sh", "-c", 'umask 077; exec "$@"', "sh"))
+    modes = {row["Name"]: row["Permissions"] for row in place.listed("ls", "-a", "zoo:/")}
+    assert modes == {path: zoo.EXPECTED[path]["mode"] for path in zoo.EXPECTED if path and "/" not in path}
 
 
 def test_layers_that_another_image_needs_stay(owned, tmp_path):

@@ -12,7 +12,14 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize(
-    "file", ["test_mounted_tree.py", "test_server_life.py", "test_mountpoints.py", "test_damage.py"]
+    "file",
+    [
+        "test_mounted_tree.py",
+        "test_server_life.py",
+        "test_mountpoints.py",
+        "test_damage.py",
+        "test_many_at_once.py",
+    ],
 )
 def test_the_same_inside_a_user_namespace(file, tmp_path):
     """fusermount3 must not be used there, so it is hidden."""
