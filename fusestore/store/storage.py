@@ -243,7 +243,10 @@ class Store:
 
         Raises MountNotFound, LayerInUse when it is busy (`force` takes it away all the same), OSError.
         """
-        place = os.path.realpath(what)
+        try:
+            place = os.path.realpath(what)
+        except FileNotFoundError:  # our working directory is gone, perhaps with a mount; `what` may be a name
+            place = what
         found = [m.mountpoint for m in self.mounts() if m.mountpoint == place]
         if not found:
             try:
