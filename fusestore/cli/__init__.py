@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         code = cli.main(arguments, "fusestore", standalone_mode=False)
-        sys.stdout.flush()
+        _flush()
     except click.ClickException as exc:
         exc.show()
         code = exc.exit_code
@@ -105,7 +106,20 @@ def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401
             traceback.print_exc()
         click.echo(f"fusestore: {describe(exc)}", err=True)
         code = FAILED
+        with suppress(OSError):
+            _flush()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _flush() -> None:
+    """Write out what is left, while an error can still be reported."""
+    if sys.stdout is None:  # closed by the caller
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again, and complain, at exit
+        raise
 
 
 def describe(exc: Exception) -> str:

@@ -90,7 +90,10 @@ class Driver(Protocol):
         """Every published layer."""
 
     def union(self, cache_id: CacheID) -> AbstractContextManager[Union]:
-        """The merged view as a library object, without any mount."""
+        """The merged view as a library object, without any mount; the layer is held meanwhile.
+
+        Raises FileNotFoundError when it is gone.
+        """
 
     def get(self, cache_id: CacheID) -> bytes:
         """Make the merged view of the layer and its parents available; its path.  Counted."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -109,7 +110,7 @@ class _Unpacker:
         self._result = Unpacked()
         self._directories: dict[bytes, Metadata | None] = {b"": None}  # None: only implied
         self._groups: dict[bytes, list[bytes]] = {}  # path -> all names of that inode
-        self._copies: dict[bytes, bytes] = {}  # name below -> path of the file's copy here
+        self._copies: dict[bytes, list[bytes]] = {}  # name below -> all names of the file's copy here
         self._whiteouts: list[list[bytes]] = []
         self._opaque: list[list[bytes]] = []
         self._replaced = False
@@ -232,15 +233,16 @@ class _Unpacker:
         target = self.tree.locate(parts)
         if target == path or target.startswith(path + b"/"):
             raise InvalidLayer("a hard link to itself, or into itself", member.name)
-        target = self._copies.get(target, target)
         st = self.tree.lstat(target)
-        if st is None:
+        if st is not None and stat.S_ISDIR(st.st_mode):
+            raise InvalidLayer("a hard link to a directory", member.name)
+        copies = self._copies.get(target)
+        if st is None and not copies:
             self._copy_up(member, target, fd, path)
             return
-        if stat.S_ISDIR(st.st_mode):
-            raise InvalidLayer("a hard link to a directory", member.name)
-        self.tree.link(target, path)
-        self._join_group(target, path)
+        source = copies[0] if st is None and copies else target
+        self.tree.link(source, path)
+        self._join_group(source, path)
 
     def _join_group(self, known: bytes, new: bytes) -> None:
         group = self._groups.setdefault(known, [known])
@@ -258,7 +260,8 @@ class _Unpacker:
             if lower.fd >= 0:
                 os.close(lower.fd)
         self._result.size += lower.size
-        self._copies.update(dict.fromkeys(lower.names, path))
+        self._groups[path] = [path]
+        self._copies.update(dict.fromkeys(lower.names, self._groups[path]))
 
     def _write_copy(self, lower: LowerFile, fd: int, name: bytes) -> None:
         if stat.S_ISLNK(lower.metadata.mode):
@@ -285,8 +288,6 @@ class _Unpacker:
             group = self._groups.pop(gone, None)
             if group is not None:
                 group.remove(gone)
-        if self._copies:
-            self._copies = {n: p for n, p in self._copies.items() if self.tree.lstat(p) is not None}
 
     # -- the end --------------------------------------------------------------------------------------
 
@@ -294,8 +295,7 @@ class _Unpacker:
         self._directories[path] = None
 
     def _finish(self) -> Unpacked:
-        opaque = {self.tree.locate(parts) for parts in self._opaque}
-        deleted = {self.tree.locate(parts) for parts in self._whiteouts}
+        opaque, deleted = self._marked(self._opaque), self._marked(self._whiteouts)
         hidden = _Hidden(deleted, opaque)
         self._link_copies(hidden)
         marks = {path for path in opaque if self._wants_opaque(path, hidden)}
@@ -310,14 +310,22 @@ class _Unpacker:
 
     def _link_copies(self, hidden: _Hidden) -> None:
         """Give the files copied up the names they have below, where this layer leaves those alone."""
-        for name, path in self._copies.items():
-            if hidden(name) or self.tree.lstat(name) is not None:
+        for name, copies in self._copies.items():
+            if not copies or hidden(name) or self.tree.lstat(name) is not None:
                 continue
             made = (self.tree.lstat(above) for above in ancestors(name))
             if all(st is None or stat.S_ISDIR(st.st_mode) for st in made):
                 self.tree.enter(split(parent(name)))
-                self.tree.link(path, name)
-                self._join_group(path, name)
+                self.tree.link(copies[0], name)
+                self._join_group(copies[0], name)
+
+    def _marked(self, marks: list[list[bytes]]) -> set[bytes]:
+        """The paths that markers speak of; below what is no directory here, there is nothing to hide."""
+        found = set()
+        for parts in marks:
+            with suppress(InvalidLayer):
+                found.add(self.tree.locate(parts))
+        return found
 
     def _wants_opaque(self, path: bytes, hidden: _Hidden) -> bool:
         """True when the directory must be marked; one that is only below gets a place to hold the mark."""

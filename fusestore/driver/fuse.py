@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from fusestore.digest import CacheID, Readable
@@ -56,9 +56,13 @@ class FuseDriver(Home):
 
     # -- the merged view ------------------------------------------------------------------------------
 
-    def union(self, cache_id: CacheID) -> AbstractContextManager[Union]:
-        """The merged view as a library object: no FUSE, no mount."""
-        return below.opened(self.layer_specs(self.chain(cache_id)), self.ownership, self.spelling)
+    @contextmanager
+    def union(self, cache_id: CacheID) -> Iterator[Union]:
+        """The merged view as a library object: no FUSE, no mount.  Holds the layer."""
+        with self.hold(cache_id):
+            specs = self.layer_specs(self.chain(cache_id))
+            with below.opened(specs, self.ownership, self.spelling) as union:
+                yield union
 
     def diff_directory(self, cache_id: CacheID) -> Path:
         """Where the layer's own files are."""

@@ -196,8 +196,11 @@ class Home:
     def discard(self, cache_id: CacheID) -> None:
         """Delete a layer that this process has staged; one that it has not is no error."""
         if cache_id in self._staged:
-            remove_tree(self.tmp / cache_id)
-            os.close(self._staged.pop(cache_id)[0])
+            fd, _ = self._staged.pop(cache_id)
+            try:
+                remove_tree(self.tmp / cache_id)
+            finally:
+                os.close(fd)
 
     @contextmanager
     def removing(self, cache_id: CacheID) -> Iterator[None]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fusestore.digest import CacheID, Readable
@@ -49,11 +50,13 @@ class VfsDriver(Home):
         self.sync(cache_id)
         return Applied(unpacked.size, unpacked.reproducible, unpacked.entries)
 
-    def union(self, cache_id: CacheID) -> AbstractContextManager[Union]:
-        """The tree, with true owners, as a library object."""
+    @contextmanager
+    def union(self, cache_id: CacheID) -> Iterator[Union]:
+        """The tree, with true owners, as a library object.  Holds the layer."""
         directory = self.path / cache_id
         specs = [LayerSpec(str(directory / "diff"), str(directory / "links"))]
-        return below.opened(specs, self.ownership, self.spelling)
+        with self.hold(cache_id), below.opened(specs, self.ownership, self.spelling) as union:
+            yield union
 
     def get(self, cache_id: CacheID) -> bytes:
         """The tree on disk."""

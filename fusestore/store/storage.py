@@ -11,8 +11,8 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -191,9 +191,19 @@ class Store:
 
     # -- looking inside -------------------------------------------------------------------------------
 
-    def union(self, image: Image) -> AbstractContextManager[Union]:
-        """The image's files as a library object, without FUSE.  Raises LayerNotFound, OSError."""
-        return self.driver.union(self._top(image).cache_id)
+    @contextmanager
+    def union(self, image: Image) -> Iterator[Union]:
+        """The image's files as a library object, without FUSE.  Raises LayerNotFound, OSError.
+
+        The image cannot be deleted meanwhile.
+        """
+        top = self._top(image)
+        with ExitStack() as stack:
+            try:
+                union = stack.enter_context(self.driver.union(top.cache_id))
+            except FileNotFoundError:
+                raise LayerNotFound(top.chain_id) from None
+            yield union
 
     def _top(self, image: Image) -> LayerRecord:
         if image.top_layer is None:
@@ -249,10 +259,8 @@ class Store:
             place = what
         found = [m.mountpoint for m in self.mounts() if m.mountpoint == place]
         if not found:
-            try:
+            with suppress(ImageNotFound):
                 found = self.mounts_of(self.lookup(what))
-            except ImageNotFound:
-                pass
         if not found:
             raise MountNotFound(what)
         for mountpoint in found:
@@ -271,6 +279,6 @@ def _created(configuration: bytes) -> int:
     try:
         # Go writes nanoseconds, which fromisoformat refuses.
         moment = datetime.fromisoformat(re.sub(r"\.\d+", "", str(text)))
-    except ValueError:
+        return int(moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC).timestamp())
+    except (ValueError, OverflowError):  # astimezone() too: the first and last years have edges
         return 0
-    return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())

@@ -77,8 +77,7 @@ class Archive:
         source = _Seeking(self._file.fileno())
         for member in TarReader(source):
             self._note(member, source.position)
-            end = source.position + member.stored + -member.stored % BLOCK
-            if end > self._size:
+            if source.position + member.stored > self._size:
                 raise InvalidLayer("the archive ends in the middle of a file (truncated)", member.name)
 
     def _note(self, member: Member, position: int) -> None:

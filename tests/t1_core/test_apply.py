@@ -506,6 +506,22 @@ def test_a_lower_name_that_the_layer_takes_away_is_no_link(any_spelling, entries
     assert {(found[path].nlink, found[path].ino) for path in group} == {(len(group), found[b"new"].ino)}
 
 
+def test_a_link_to_a_lower_file_and_one_to_what_replaces_it(driver):
+    upper = tar(hard_link("old", "f"), member("f", b"new"), hard_link("other", "f"))
+    found = shown(driver, tar(member("f", b"lower")), upper)
+    assert (found[b"old"].content, found[b"old"].nlink) == (b"lower", 1)
+    assert (found[b"other"].content, found[b"other"].nlink) == (b"new", 2)
+    assert found[b"other"].ino == found[b"f"].ino
+
+
+def test_a_file_copied_up_whose_first_name_is_replaced(driver):
+    upper = tar(hard_link("first", "f"), hard_link("second", "first"), member("first", b"new"))
+    found = shown(driver, tar(member("f", b"lower")), upper)
+    assert (found[b"first"].content, found[b"first"].nlink) == (b"new", 1)
+    assert (found[b"second"].content, found[b"second"].nlink) == (b"lower", 2)
+    assert found[b"second"].ino == found[b"f"].ino
+
+
 def test_a_link_through_a_symlink_to_a_directory_of_the_lower_layer(driver):
     """`x/y/..` is x, although this layer has neither."""
     lower = tar(member("x/f", b"1"), folder("x/y"))

@@ -115,14 +115,20 @@ def test_faults(places, scene, fault):
     assert reached
 
 
+def open_files():
+    """What this process has open.  SQLite may keep fds of its database for later, lest it lose its locks."""
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return [name for link in links if os.path.lexists(link) and "store.db" not in (name := os.readlink(link))]
+
+
 def test_few_file_descriptors(places):
     """EMFILE wherever it happens is an error of the machine's, leaks nothing, and passes."""
     with Store() as store:
         load(store, str(places / "base"))  # all modules are imported now
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        used = len(os.listdir("/proc/self/fd"))
+        used = len(open_files())
         refused = 0
-        for limit in range(used, used + 24):
+        for limit in range(used + 3, used + 27):  # 3: the database, its log and its shared memory
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
             try:
                 store.delete_image(load(store, str(places / "full"))[0])
@@ -132,7 +138,7 @@ def test_few_file_descriptors(places):
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             gc.collect()
-            assert len(os.listdir("/proc/self/fd")) == used, limit
+            assert len(open_files()) <= used, limit
             Store().close()  # takes away what could not be taken away for want of descriptors
             assert problems(places / "store") == [], limit
             assert [image.names for image in store.images()] == [("docker.io/library/base:1",)], limit

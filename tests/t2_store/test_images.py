@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from support.fsck import problems
@@ -282,8 +284,8 @@ def test_an_image_on_a_layer_that_is_not_there(store, store_root):
 def test_an_image_without_layers(store):
     image = store.create_image(["localhost/x:1"], None, dumped(configuration([])), b"{}")
     assert (image.top_layer, image.size, store.chain(image)) == (None, 0, [])
-    with pytest.raises(NotSupported, match="without layers"):
-        store.union(image)
+    with pytest.raises(NotSupported, match="without layers"), store.union(image):
+        pass
     assert store.delete_image(image) == []
 
 
@@ -317,3 +319,14 @@ def test_deleting_an_image_whose_layers_are_gone_from_disk(store, store_root):
     (store_root / "fuse" / cache_id).rename(store_root / "elsewhere")
     assert len(store.delete_image(image)) == 1
     assert store.images() == []
+
+
+@pytest.mark.parametrize("created", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "\ud800"])
+def test_strange_dates_can_be_listed(store, store_root, runroot, created):
+    """One image must not break the listing of all."""
+    layer = store.layers.register(Stream(A))
+    store.create_image([], layer.chain_id, dumped(configuration([A]) | {"created": created}), b"{}")
+    command = [sys.executable, "-m", "fusestore", "--root", store_root, "--runroot", runroot, "images"]
+    for options in ([], ["--format", "json"]):
+        answer = subprocess.run([*command, *options], capture_output=True, text=True, timeout=30)
+        assert (answer.returncode, answer.stderr) == (0, "")

@@ -1,15 +1,12 @@
 """Large images: many files, many names in one directory, large files, many layers."""
 
-import contextlib
 import hashlib
 import os
 import random
 import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
-from support_real import dents, layouts, tars, trees
+from support_real import dents, layouts, room, tars, trees
 from support_real.commands import Place, detach
 
 from fusestore.driver import mounter
@@ -29,30 +26,13 @@ def many_files():
         yield tars.file(b"deep/%02d/%03d/%d" % (number // 10_000, number // 100 % 100, number))
 
 
-def roomy(tmp_path_factory):
-    """A directory for 200,000 files: in memory if that has room and user xattrs.
-
-    ext4 without a journal takes 0.3 ms to find an inode that was not deleted in the last five minutes, so a
-    second run of these tests would take minutes.
-    """
-    memory = os.statvfs("/dev/shm")
-    if memory.f_bavail * memory.f_frsize > 4 << 30 and memory.f_favail > 2 * FILES:
-        top = tempfile.mkdtemp(dir="/dev/shm")
-        with contextlib.suppress(OSError):
-            os.setxattr(top, "user.probe", b"")
-            return Path(top)
-        os.rmdir(top)
-    return tmp_path_factory.mktemp("large")
-
-
 @pytest.fixture
-def large(tmp_path_factory):
+def large(tmp_path):
     """A store for the image of 200,000 files."""
-    top = roomy(tmp_path_factory)
-    place = Place(top / "store", top / "run")
-    yield place
-    place.destroy()
-    top.rmdir()
+    with room.for_many(FILES, tmp_path) as top:
+        place = Place(top / "store", top / "run")
+        yield place
+        place.destroy()
 
 
 def test_a_layer_of_200_000_files_is_loaded_mounted_and_listed_completely(large):

@@ -11,6 +11,7 @@ from support_real.commands import IN_NAMESPACE
 BUILD = r"""
 set -eu
 mount -t tmpfs none /run
+mount -t tmpfs none /dev/shm
 cd "$1"
 export HOME=$PWD TMPDIR=$PWD XDG_RUNTIME_DIR=$PWD STORAGE_DRIVER=vfs
 where="--root $PWD/graph --runroot /run/graph"
