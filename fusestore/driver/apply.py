@@ -162,6 +162,8 @@ class _Unpacker:
 
     def _mark(self, member: Member, parts: list[bytes]) -> bool:
         """Take note of a whiteout or opaque marker; False for an ordinary entry."""
+        if whiteout.PREFIX not in member.name:  # nearly always
+            return False
         markers = [whiteout.tar_marker(part)[0] for part in parts]
         if Marker.AUFS in markers or Marker.OPAQUE in markers[:-1]:
             return True
