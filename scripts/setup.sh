@@ -66,12 +66,14 @@ find_python() {
     die "no Python 3.11 or later found"
 }
 
-# make_venv EXTRAS: this checkout, editable, in $venv and first on PATH. The stamp holds what the result depends on.
+# make_venv EXTRAS: this checkout, editable, in $venv and first on PATH. The stamp holds what the result depends on;
+# one with the extra "test" serves those who need less.
 make_venv() {
     local extras=$1 python stamp
     python=$(find_python)
     stamp=$(realpath . "$python" && "$python" --version && cat pyproject.toml)
-    if [[ $stamp != "$(cat "$venv/installed$extras" 2>/dev/null)" ]]; then
+    if [[ $stamp != "$(cat "$venv/installed$extras" 2>/dev/null)" &&
+        $stamp != "$(cat "$venv/installed[test]" 2>/dev/null)" ]]; then
         say "installing fusestore$extras into $venv (pyfuse3 is compiled: about a minute)"
         rm -f "$venv"/installed*
         "$python" -m venv "$venv"
