@@ -39,6 +39,7 @@ from fusestore.syscalls import umount as umount_call
 FSTYPE = "fuse.fusestore"
 _DEADLINE = 30  # seconds for a server to come up; 0.2 is usual
 _EXIT_DEADLINE = 10  # seconds for it to leave after its filesystem is gone
+_FORCED_EXIT_DEADLINE = 1  # the same where somebody may still have files open, which keeps it
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -270,8 +271,7 @@ def unmount(mountpoint: Path, runroot: Path, *, force: bool = False) -> None:
         detach(str(mountpoint))
     else:
         _unmount(str(mountpoint))
-    if not force:
-        _await_exit(present.pid)
+    _await_exit(present.pid, _FORCED_EXIT_DEADLINE if force else _EXIT_DEADLINE)
     if not _runs(present.pid):
         with contextlib.suppress(FileNotFoundError):
             present.record.unlink()
@@ -305,15 +305,16 @@ def _umount(mountpoint: str, *, lazily: bool) -> None:
         raise OSError(errno.EBUSY if "busy" in said else errno.EPERM, said, mountpoint)
 
 
-def _await_exit(pid: int) -> None:
-    child = _children.pop(pid, None)
+def _await_exit(pid: int, deadline: int) -> None:
+    child = _children.get(pid)
     if child is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(_EXIT_DEADLINE)
+            child.wait(deadline)
+            del _children[pid]
         return
     with contextlib.suppress(ProcessLookupError):
         fd = os.pidfd_open(pid)
-        select.select([fd], [], [], _EXIT_DEADLINE)
+        select.select([fd], [], [], deadline)
         os.close(fd)
 
 
