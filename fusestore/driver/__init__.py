@@ -6,8 +6,10 @@ A driver keeps each layer as a plain directory under its *home* and mounts a cha
 Stores see `api` and nothing else of this package.
 
 ====================  =============================================================================
-ingest                `apply` (tar -> directory), `ownership`, `whiteout`, `layout`
+layers on disk        `layout` (names, locks, what drivers share), `ownership`, `whiteout`
+ingest                `apply` (tar -> directory), `confine` (never leaves it), `below` (what lies under it)
 the union, no FUSE    `union.layerdir`, `union.resolve`, `union.nodes`, `union.tree`
 the union, mounted    `operations` (pyfuse3 adapter), `loop`, `server` (process), `mounter` (starts it)
+the machine           `preflight` (what is missing, and the remedy)
 ====================  =============================================================================
 """
