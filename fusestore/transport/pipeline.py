@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -74,14 +75,19 @@ def load(
     progress: Progress | None = None,
     stdin: IO[bytes] | None = None,
 ) -> list[Image]:
-    """Import the images at `place` and name them; `names` are full names to give besides their own.
+    """Import the images at `place` and name them: by the full names in `names` and by their own.
 
+    Those come first in the `Image.names` of what is returned, before names an image has from earlier loads.
     Raises InvalidImage, InvalidLayer, DigestMismatch, MaxDepthExceeded, OSError.
     """
     store.collect()
     with ExitStack() as handles, _sources(place, store.root / "tmp", stdin) as sources:
         new = [_import(store, source, names, progress or Quiet(), handles) for source in sources]
-        return store.create_images(new)
+        return [_named_first(*pair) for pair in zip(new, store.create_images(new), strict=True)]
+
+
+def _named_first(new: NewImage, image: Image) -> Image:
+    return replace(image, names=tuple(dict.fromkeys([*new.names, *image.names])))
 
 
 def _import(
@@ -93,7 +99,7 @@ def _import(
         handle = _layer(store, layer, top, progress)
         handles.callback(store.layers.release, handle)
         top = handle.chain_id
-    return NewImage([*source.names, *names], top, source.configuration, source.manifest)
+    return NewImage([*names, *source.names], top, source.configuration, source.manifest)
 
 
 def _layer(store: Store, source: LayerSource, parent: ChainID | None, progress: Progress) -> Layer:
