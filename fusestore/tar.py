@@ -7,9 +7,10 @@ fields, a PAX ``size`` also moves the next header (CVE-2025-62518), and global P
 ignored as Go's reader does.  Sparse files come as old GNU ``S`` members and as PAX versions 0.0, 0.1 and
 1.0.
 
-The standard library's reader forgives bad checksums, cut headers and cut data, and keeps no raw blocks.  This
-one refuses whatever Go's, GNU's or libarchive's refuses, raises `InvalidLayer` and nothing else (besides what
-its source raises), holds one buffer, and never allocates by what a header says (`HEADER_LIMIT`).
+The standard library's reader forgives bad checksums, cut headers and cut data, and keeps no raw blocks.
+This one refuses what Go's, GNU's or libarchive's refuses (but not missing padding at the very end), raises
+`InvalidLayer` and nothing else (besides what its source raises), holds one buffer, and never allocates by
+what a header says (`HEADER_LIMIT`).
 """
 
 from __future__ import annotations
