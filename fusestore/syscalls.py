@@ -12,8 +12,22 @@ import fcntl
 import os
 import resource
 
-MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
+#: The options of mount(8) that are flags of mount(2).
+MOUNT_FLAGS = {
+    "ro": 1,
+    "nosuid": 2,
+    "nodev": 4,
+    "noexec": 8,
+    "sync": 16,
+    "dirsync": 128,
+    "noatime": 1024,
+    "nodiratime": 2048,
+    "relatime": 1 << 21,
+    "strictatime": 1 << 24,
+    "lazytime": 1 << 25,
+}
 MNT_DETACH = 2
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 _FICLONE = 0x40049409
 _NS_GET_USERNS = 0xB701
 _CAP_SYS_ADMIN = 21
@@ -22,6 +36,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.syncfs.argtypes = [ctypes.c_int]
+_libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 
 
 def _check(result: int, path: bytes | None = None) -> None:
@@ -38,6 +53,11 @@ def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) 
 def umount(target: bytes, flags: int = 0) -> None:
     """umount2(2).  Raises OSError."""
     _check(_libc.umount2(target, flags), target)
+
+
+def rename(directory: int, path: bytes, new_directory: int, new_path: bytes, flags: int = 0) -> None:
+    """renameat2(2), paths from directory fds.  Raises OSError."""
+    _check(_libc.renameat2(directory, path, new_directory, new_path, flags), path)
 
 
 def syncfs(fd: int) -> None:

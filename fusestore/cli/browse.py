@@ -57,7 +57,7 @@ def ls(ctx: click.Context, where: str, long: bool, hidden: bool, itself: bool, f
 
 def _children(union: Union, place: bytes, entry: Entry) -> list[tuple[bytes, bytes, Entry]]:
     found = []
-    for name, index in sorted(children(entry.layers, place)):
+    for name, index in sorted(children([(layer, place) for layer in entry.layers])):
         path = place + b"/" + name if place else name
         child = resolve(entry.layers[index:], path)
         if child is not None:

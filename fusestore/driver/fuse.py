@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +20,10 @@ from fusestore.digest import CacheID, Readable
 from fusestore.driver import below, mounter
 from fusestore.driver.api import Applied, Limits
 from fusestore.driver.apply import unpack
-from fusestore.driver.layout import Home, MountSpec
+from fusestore.driver.layout import Home, MountSpec, UpperSpec, View
+from fusestore.driver.ownership import Metadata, finish
 from fusestore.driver.union.tree import Union
-from fusestore.files import lock
+from fusestore.files import lock, opened
 
 
 class FuseDriver(Home):
@@ -44,6 +47,22 @@ class FuseDriver(Home):
             (directory / "links").write_text("".join(lines), encoding="ascii")
         self.sync(cache_id)
         return Applied(unpacked.size, unpacked.reproducible, unpacked.entries)
+
+    def create_read_write(self, cache_id: CacheID, parent: CacheID | None) -> None:
+        """Make an empty layer on top of `parent` that takes changes, and publish it."""
+        self.create(cache_id, parent)
+        try:
+            directory, _ = self.staged(cache_id)
+            (directory / "work").mkdir(mode=0o700)
+            with below.under(self.union(parent) if parent else None) as lower:
+                root = lower.directory(b"") or Metadata(stat.S_IFDIR | 0o755, mtime_ns=time.time_ns())
+            with opened(directory / "diff") as fd:
+                finish(fd, root, self.ownership)
+            self.sync(cache_id)
+            self.publish(cache_id).close()
+        except BaseException:
+            self.discard(cache_id)
+            raise
 
     def metadata(self, cache_id: CacheID) -> dict[str, str]:
         """``UpperDir``, and ``LowerDir`` where the layer has parents."""
@@ -69,12 +88,25 @@ class FuseDriver(Home):
         return self.path / cache_id / "diff"
 
     def spec(self, cache_id: CacheID, label: str, *, allow_other: bool = False) -> MountSpec:
-        """What a mount of the layer is made of; `label` is what df shows."""
+        """What a mount of the layer is made of; `label` is what df shows.  RW layers are mounted writable."""
         layers = self.layer_specs(self.chain(cache_id))
-        return MountSpec(layers, str(self.path), self.ownership, self.spelling, label, allow_other)
+        upper = None
+        if self.is_read_write(cache_id):
+            top, layers = layers[0], layers[1:]
+            upper = UpperSpec(top.path, str(self.path / cache_id / "work"), top.lock)
+        return MountSpec(
+            layers,
+            str(self.path),
+            self.ownership,
+            self.spelling,
+            label,
+            allow_other,
+            upper=upper,
+            view=View(as_root=not allow_other, acls=allow_other),
+        )
 
     def get(self, cache_id: CacheID) -> bytes:
-        """Mount the layer read-only, or count one more user of its mount; the mountpoint."""
+        """Mount the layer, or count one more user of its mount; the mountpoint."""
         mountpoint = self._mountpoint(cache_id)
         with self._users(cache_id) as users:
             mounter.mount(self.spec(cache_id, cache_id[:12]), mountpoint, self._runroot)

@@ -4,7 +4,7 @@
 
     <root>/<driver>/home.json              ownership and whiteout spelling, chosen when the home was made
     <root>/<driver>/<cache-id>/diff/       the layer's own files
-                              /work/       for a future upper
+                              /work/       of an RW layer only: its union works there
                               /lower       its parents, topmost first: l/AAA:l/BBB, as in overlay2
                               /links       groups of names that are one file (JSON lines)
                               /lock        flocked: shared by holders and mounts, exclusive to remove
@@ -25,8 +25,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from fusestore.digest import CacheID, parse_cache_id
 from fusestore.driver import whiteout
@@ -41,47 +43,94 @@ _SHORT = 26  # letters of a link's name, as in overlay2
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """Where one layer of a mount is."""
+    """Where one layer of a mount is, the groups of its hard links, and the file to lock while it is used."""
 
     path: str
     links: str | None = None
+    lock: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpperSpec:
+    """The layer that takes the changes of a writable mount; see `fusestore.driver.union.upper.Upper`."""
+
+    path: str
+    work: str
+    lock: str | None = None
+    spelling: Spelling | None = None
+    metacopy: bool = True
+    redirect: bool = True
+    sync: bool = True
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> UpperSpec:
+        """The inverse of ``asdict``, whose enums JSON has by value."""
+        return cls(**{**data, "spelling": Spelling(data["spelling"]) if data["spelling"] else None})
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a mount shows its tree; the options of ``fusestore-overlay`` that are no mount flags.
+
+    `as_root`: whoever may enter acts as root (DESIGN.md 1.9).  `uids` and `gids` are triples (stored, shown,
+    count); `squash_uid` and `squash_gid` are shown instead of any.  `timeout` is in seconds.
+    """
+
+    as_root: bool = True
+    uids: tuple[tuple[int, int, int], ...] = ()
+    gids: tuple[tuple[int, int, int], ...] = ()
+    squash_uid: int | None = None
+    squash_gid: int | None = None
+    static_nlink: bool = False
+    xattrs: bool = True
+    acls: bool = False
+    timeout: float = 1e9
+    writeback: bool = True
+    fsync: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class MountSpec:
-    """All that the server behind a mount needs to know.  `layers` is topmost first."""
+    """All that the server behind a mount needs to know.  `layers` are the lower ones, topmost first.
+
+    `ownership` and `spelling` None mean: each layer tells by itself.  `options` are those of mount(8).
+    """
 
     layers: tuple[LayerSpec, ...]
     home: str
-    ownership: Ownership
-    spelling: Spelling
+    ownership: Ownership | None
+    spelling: Spelling | None
     label: str
     allow_other: bool = False
+    allow_root: bool = False
+    options: tuple[str, ...] = ("nosuid", "nodev")
+    upper: UpperSpec | None = None
+    view: View = View()
 
     def to_json(self) -> dict[str, object]:
         """As plain data."""
-        return {
-            "layers": [[layer.path, layer.links] for layer in self.layers],
-            "home": self.home,
-            "ownership": self.ownership.value,
-            "spelling": self.spelling.value,
-            "label": self.label,
-            "allow_other": self.allow_other,
-        }
+
+        def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {key: value.value if isinstance(value, Enum) else value for key, value in items}
+
+        return asdict(self, dict_factory=plain)
 
     @classmethod
-    def from_json(cls, data: dict[str, object]) -> MountSpec:
+    def from_json(cls, data: dict[str, Any]) -> MountSpec:
         """The inverse of `to_json`."""
-        layers = data["layers"]
-        assert isinstance(layers, list)
-        return cls(
-            layers=tuple(LayerSpec(path, links) for path, links in layers),
-            home=str(data["home"]),
-            ownership=Ownership(data["ownership"]),
-            spelling=Spelling(data["spelling"]),
-            label=str(data["label"]),
-            allow_other=bool(data["allow_other"]),
-        )
+        maps = {key: _triples(data["view"][key]) for key in ("uids", "gids")}
+        special = {
+            "layers": tuple(LayerSpec(**layer) for layer in data["layers"]),
+            "ownership": Ownership(data["ownership"]) if data["ownership"] else None,
+            "spelling": Spelling(data["spelling"]) if data["spelling"] else None,
+            "upper": UpperSpec.from_json(data["upper"]) if data["upper"] else None,
+            "view": View(**{**data["view"], **maps}),
+        }
+        return cls(**{**data, **special})
+
+
+def _triples(values: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
+    return tuple((stored, shown, count) for stored, shown, count in values)
 
 
 class Hold:
@@ -154,10 +203,13 @@ class Home:
                 remove_tree(directory)
                 raise
         (directory / "diff").mkdir(mode=0o755)
-        (directory / "work").mkdir(mode=0o700)
         if parent is not None and self.stacked:
             lower = [f"l/{short_name(parent)}", *self._lower(parent)]
             (directory / "lower").write_text(":".join(lower))
+
+    def is_read_write(self, cache_id: CacheID) -> bool:
+        """True for a published layer that takes changes."""
+        return (self.path / cache_id / "work").is_dir()
 
     def staged(self, cache_id: CacheID) -> tuple[Path, CacheID | None]:
         """The directory and the parent of a layer that this process has staged."""
@@ -271,7 +323,7 @@ class Home:
     def layer_specs(self, chain: Sequence[CacheID]) -> tuple[LayerSpec, ...]:
         """Where the layers of `chain` are."""
         directories = [self.path / cache_id for cache_id in chain]
-        return tuple(LayerSpec(str(d / "diff"), str(d / "links")) for d in directories)
+        return tuple(LayerSpec(*(str(d / name) for name in ("diff", "links", "lock"))) for d in directories)
 
 
 def short_name(cache_id: CacheID) -> str:

@@ -9,15 +9,24 @@ sleeps in epoll and costs nothing.  As long as requests keep coming the loop wou
 and timers of trio would starve; so at least every `_YIELD` requests it does.
 
 The means is the one that pyfuse3 itself uses to run under asyncio: its module global ``trio`` may be
-replaced. We replace two names of it, the lock and ``wait_readable``.
+replaced.  We replace three names of it: the lock, ``wait_readable`` and ``open_nursery``.
 
-*Let the kernel keep directory listings.*  pyfuse3 cannot set FOPEN_CACHE_DIR in the reply to OPENDIR, without
-which the kernel asks for the names again on every listing (two of four requests a directory, and all the
-work).  So the reply to an OPENDIR takes a detour: `Loop.cache_listing`, called by the handler, puts a pipe in
-the place of libfuse's fd; libfuse writes its reply into it; and before the next request is read the reply
-goes on to the device with the flags set.  That holds because one task serves and its handler for OPENDIR
-does not await: nothing else can be written in between.  It costs 4 us an OPENDIR; a second walk of a tree
-became 2-3 times as fast.
+*One task serves; another takes over when it has to wait.*  pyfuse3 keeps a second task ready for the case
+that a handler awaits something, and pays a switch of tasks for every request.  Ours await only what takes
+long, the copying of data and fsync, and only through `Loop.aside`: it starts the next serving task, lets a
+thread do the work, and answers; back in pyfuse3's loop the first task finds somebody reading and ends
+(``min_tasks=0``). pyfuse3 itself is kept from starting any (`_NEVER`).
+
+*Replies that pyfuse3 cannot make.*  A handler may have the reply that libfuse is about to write take a
+detour: a pipe is put in the place of libfuse's fd, libfuse writes into it, and before the next request is
+read the reply goes on to the device, changed.  That holds because such a handler does not await: nothing
+else can be written in between.  It costs 4 us.
+
+* `Loop.cache_listing`, for OPENDIR: FOPEN_CACHE_DIR, without which the kernel asks for the names again on
+every
+  listing (two of four requests a directory, and all the work); a second walk of a tree became 2-3 times as
+  fast.
+* `Loop.negotiate`, for INIT: flags that libfuse or pyfuse3 does not offer.
 """
 
 from __future__ import annotations
@@ -26,17 +35,32 @@ import errno
 import os
 import select
 import struct
-from types import SimpleNamespace
+from collections.abc import Callable
+from types import SimpleNamespace, TracebackType
+from typing import Any, TypeVar
 
 import pyfuse3
 import trio
 
 _POLL = 200e-6
 _YIELD = 256
+_NEVER = -(1 << 30)  # pyfuse3 starts another task while it has fewer than this
 
-# struct fuse_out_header and fuse_open_out of linux/fuse.h: len, error, unique; fh, open_flags, padding.
+# linux/fuse.h: fuse_out_header (len, error, unique), then fuse_open_out (fh, open_flags, padding), or
+# fuse_init_out, whose flags are the fourth word.
 _OPEN_REPLY = struct.Struct("<IiQQIi")
 _KEEP_CACHE, _CACHE_DIR = 1 << 1, 1 << 3  # FOPEN_*
+_INIT_FLAGS = struct.Struct("<I")
+_INIT_FLAGS_AT = 16 + 12
+_REPLY_LIMIT = 4096
+
+# FUSE_*: what INIT may ask for.
+PARALLEL_DIROPS = 1 << 18  # lookups in one directory at a time
+CACHE_SYMLINKS = 1 << 23  # targets stay in the page cache
+DONT_MASK = 1 << 6  # we apply the umask, unless a default ACL says otherwise
+HANDLE_KILLPRIV_V2 = 1 << 28  # we drop setuid; without it every write(2) asks for security.capability first
+
+T = TypeVar("T")
 
 
 class _NoLock:
@@ -49,6 +73,36 @@ class _NoLock:
         pass
 
 
+class _Nursery:
+    """pyfuse3's nursery, which tells us how a serving task is started."""
+
+    def __init__(self) -> None:
+        self._manager: Any = None
+        self._nursery: trio.Nursery | None = None
+        self._serve: tuple[Any, tuple[Any, ...]] | None = None
+
+    async def __aenter__(self) -> _Nursery:
+        self._manager = trio.open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        handled: bool | None = await self._manager.__aexit__(kind, exc, trace)
+        return handled
+
+    def start_soon(self, serve: Any, *args: Any, name: object = None) -> None:  # noqa: ANN401
+        assert self._nursery is not None
+        self._serve = serve, args
+        self._nursery.start_soon(serve, *args, name=name)
+
+    def start_another(self) -> None:
+        """Let one more task serve."""
+        assert self._serve is not None
+        self.start_soon(self._serve[0], *self._serve[1])
+
+
 class Loop:
     """The request loop of this process's one pyfuse3 session; `fd` is the /dev/fuse fd given to libfuse.
 
@@ -59,8 +113,9 @@ class Loop:
         self._fd = fd
         self._device = os.dup(fd)
         self._detour, self._entrance = os.pipe()
-        self._diverted = False
+        self._change: Callable[[bytes], bytes] | None = None
         self._since_yield = 0
+        self._nursery = _Nursery()
         lowlevel = SimpleNamespace(
             current_task=trio.lowlevel.current_task,
             current_trio_token=trio.lowlevel.current_trio_token,
@@ -70,17 +125,27 @@ class Loop:
         pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]
             Lock=_NoLock,
             ClosedResourceError=trio.ClosedResourceError,
-            open_nursery=trio.open_nursery,
+            open_nursery=lambda: self._nursery,
             from_thread=trio.from_thread,
             lowlevel=lowlevel,
         )
 
     async def serve(self) -> None:
         """Answer requests until the filesystem is unmounted."""
-        await pyfuse3.main(min_tasks=1, max_tasks=1)
+        await pyfuse3.main(min_tasks=0, max_tasks=_NEVER)
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do `work` in a thread; other requests are answered meanwhile.  For handlers."""
+        self._nursery.start_another()
+        return await trio.to_thread.run_sync(work)
+
+    async def step_aside(self, event: trio.Event) -> None:
+        """Wait for `event`; other requests are answered meanwhile.  For handlers."""
+        self._nursery.start_another()
+        await event.wait()
 
     async def _wait_readable(self, fd: int) -> None:
-        if self._diverted:
+        if self._change is not None:
             self._deliver()
         self._since_yield += 1
         if self._since_yield < _YIELD and select.select((fd,), (), (), _POLL)[0]:
@@ -92,17 +157,35 @@ class Loop:
 
     def cache_listing(self) -> None:
         """Let the kernel cache the directory that is being opened; the last act of the handler."""
+        self._divert(_cached_listing)
+
+    def negotiate(self, flags: int) -> None:
+        """Ask the kernel for `flags` too; to be called by the handler of INIT.
+
+        One that a kernel does not know it ignores.
+        """
+
+        def change(reply: bytes) -> bytes:
+            asked = _INIT_FLAGS.unpack_from(reply, _INIT_FLAGS_AT)[0] | flags
+            return reply[:_INIT_FLAGS_AT] + _INIT_FLAGS.pack(asked) + reply[_INIT_FLAGS_AT + 4 :]
+
+        self._divert(change)
+
+    def _divert(self, change: Callable[[bytes], bytes]) -> None:
         os.dup2(self._entrance, self._fd, inheritable=False)
-        self._diverted = True
+        self._change = change
 
     def _deliver(self) -> None:
-        self._diverted = False
+        assert self._change is not None
+        change, self._change = self._change, None
         os.dup2(self._device, self._fd, inheritable=False)
-        reply = os.read(self._detour, _OPEN_REPLY.size)
-        length, error, unique, fh, flags, padding = _OPEN_REPLY.unpack(reply)
-        flags |= _KEEP_CACHE | _CACHE_DIR
         try:
-            os.write(self._device, _OPEN_REPLY.pack(length, error, unique, fh, flags, padding))
+            os.write(self._device, change(os.read(self._detour, _REPLY_LIMIT)))
         except OSError as exc:
             if exc.errno != errno.ENOENT:  # nobody waits for the reply any more
                 raise
+
+
+def _cached_listing(reply: bytes) -> bytes:
+    length, error, unique, fh, flags, padding = _OPEN_REPLY.unpack(reply)
+    return _OPEN_REPLY.pack(length, error, unique, fh, flags | _KEEP_CACHE | _CACHE_DIR, padding)

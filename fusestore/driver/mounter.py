@@ -32,7 +32,7 @@ from fusestore.driver import preflight
 from fusestore.driver.layout import MountSpec
 from fusestore.errors import FuseUnavailable, InvalidMountpoint, LayerInUse, MountFailed, MountNotFound
 from fusestore.files import lock
-from fusestore.syscalls import MNT_DETACH, MS_NODEV, MS_NOSUID, MS_RDONLY, may_mount
+from fusestore.syscalls import MNT_DETACH, MOUNT_FLAGS, may_mount
 from fusestore.syscalls import mount as mount_call
 from fusestore.syscalls import umount as umount_call
 
@@ -67,10 +67,10 @@ def mount(spec: MountSpec, mountpoint: Path, runroot: Path) -> None:
     with _locked(runroot):
         present = find(mountpoint, runroot)
         if present is not None and present.alive:
-            if present.spec.layers == spec.layers:
+            if (present.spec.layers, present.spec.upper) == (spec.layers, spec.upper):
                 return
             raise InvalidMountpoint(str(mountpoint), f"{present.label} is mounted there; unmount it first")
-        if present is not None or _is_dead(mountpoint):
+        if present is not None or is_dead(mountpoint):
             detach(str(mountpoint))
         _verify(mountpoint, spec, runroot)
         try:
@@ -81,7 +81,7 @@ def mount(spec: MountSpec, mountpoint: Path, runroot: Path) -> None:
 
 
 def _mount(spec: MountSpec, mountpoint: Path, runroot: Path) -> None:
-    fd = _open_fuse(spec, mountpoint)
+    fd = open_fuse(spec, mountpoint)
     try:
         _start(spec, mountpoint, fd, runroot)
     except BaseException:
@@ -124,7 +124,19 @@ def source_name(spec: MountSpec) -> str:
     return re.sub(r"[^A-Za-z0-9.:/@_-]", "_", spec.label) or "fusestore"
 
 
-def _open_fuse(spec: MountSpec, mountpoint: Path) -> int:
+def _options(spec: MountSpec) -> list[str]:
+    """What mount(8) is told."""
+    return [*spec.options, *(["ro"] if spec.upper is None else [])]
+
+
+def _access(spec: MountSpec) -> list[str]:
+    """What FUSE is told: who may enter, and who checks what they may do there."""
+    checks = [] if spec.view.as_root else ["default_permissions"]
+    return [*checks, *(["allow_other"] if spec.allow_other or spec.allow_root else [])]
+
+
+def open_fuse(spec: MountSpec, mountpoint: Path) -> int:
+    """Mount `spec` and get the /dev/fuse fd, for whoever serves it.  Raises FuseUnavailable."""
     return _mount_directly(spec, mountpoint) if may_mount() else _mount_by_helper(spec, mountpoint)
 
 
@@ -133,15 +145,13 @@ def _mount_directly(spec: MountSpec, mountpoint: Path) -> int:
         fd = os.open(preflight.DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         raise _unavailable(mountpoint, f"{preflight.DEVICE} cannot be opened") from None
-    data = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
-    if spec.allow_other:
-        data += ",allow_other,default_permissions"
+    data = ",".join([f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}", *_access(spec)])
     try:
         mount_call(
             source_name(spec).encode(),
             os.fsencode(mountpoint),
             FSTYPE.encode(),
-            MS_RDONLY | MS_NOSUID | MS_NODEV,
+            sum(MOUNT_FLAGS.get(option, 0) for option in _options(spec)),
             data.encode(),
         )
     except OSError as exc:
@@ -155,9 +165,7 @@ def _mount_by_helper(spec: MountSpec, mountpoint: Path) -> int:
     program = preflight.fusermount()
     if program is None:
         raise _unavailable(mountpoint, "fusermount3 is not installed")
-    options = f"ro,fsname={source_name(spec)},subtype=fusestore"
-    if spec.allow_other:
-        options += ",allow_other,default_permissions"
+    options = ",".join([*_options(spec), f"fsname={source_name(spec)}", "subtype=fusestore", *_access(spec)])
     ours, theirs = socket.socketpair()
     with ours, theirs:
         try:
@@ -386,7 +394,7 @@ def _mount_table() -> dict[str, str]:
     return table
 
 
-def _is_dead(mountpoint: Path) -> bool:
+def is_dead(mountpoint: Path) -> bool:
     """True for a mount whose server is gone: every call on it fails with ENOTCONN."""
     try:
         os.stat(mountpoint)

@@ -29,12 +29,13 @@ from functools import lru_cache
 OVERRIDE_STAT = b"user.containers.override_stat"
 OVERRIDE_PREFIX = b"user.containers.override_"
 
+#: xattrs by which a union filesystem remembers what it did: opaque, redirect, metacopy, origin.
+PRIVATE = (b"user.overlay.", b"trusted.overlay.", b"user.fuseoverlayfs.")
+
 # Names by which stores and union filesystems talk to themselves.  One list for every door: dropped from
 # tars, invisible and unsettable in a mount, left out of diffs.
 _INTERNAL = (
-    b"trusted.overlay.",
-    b"user.overlay.",
-    b"user.fuseoverlayfs.",
+    *PRIVATE,
     b"security.fuseoverlayfs.",
     OVERRIDE_PREFIX,
     b"user.rootlesscontainers",
@@ -160,9 +161,14 @@ def backing_xattr(name: bytes, ownership: Ownership) -> bytes:
 # -- creating objects ---------------------------------------------------------------------------------
 
 
-def create_symlink(directory: int, name: bytes, target: bytes, meta: Metadata, ownership: Ownership) -> None:
-    """Make a symlink with all its metadata.  Raises OSError (EEXIST included)."""
-    if ownership is Ownership.OVERRIDE and (meta.uid or meta.gid or meta.xattrs):
+def create_symlink(
+    directory: int, name: bytes, target: bytes, meta: Metadata, ownership: Ownership, *, as_file: bool = False
+) -> None:
+    """Make a symlink with all its metadata.  Raises OSError (EEXIST included).
+
+    `as_file`: where there is the choice, make it a file, which can have xattrs.
+    """
+    if ownership is Ownership.OVERRIDE and (as_file or meta.uid or meta.gid or meta.xattrs):
         fd = create_file(directory, name)
         try:
             os.write(fd, target)
@@ -195,7 +201,13 @@ def create_file(directory: int, name: bytes) -> int:
 
 
 def finish(fd: int, meta: Metadata, ownership: Ownership) -> None:
-    """Give the file or directory behind `fd` its metadata, times last.  Raises OSError.
+    """Give the file or directory behind `fd` its metadata, times last.  Raises OSError."""
+    describe(fd, meta, ownership)
+    os.utime(fd, ns=(meta.atime_ns, meta.mtime_ns))
+
+
+def describe(fd: int, meta: Metadata, ownership: Ownership) -> None:
+    """Give the file or directory behind `fd` its metadata but for times.  Raises OSError.
 
     The mode comes after the owner, whose change would clear setuid, and before nothing that needs access.
     """
@@ -205,12 +217,12 @@ def finish(fd: int, meta: Metadata, ownership: Ownership) -> None:
     else:
         mode, xattrs = backing_mode(meta.mode), override_xattrs(meta)
     for name, value in xattrs.items():
-        _set_xattr(fd, name, value)
+        set_xattr(fd, name, value)
     os.fchmod(fd, mode)
-    os.utime(fd, ns=(meta.atime_ns, meta.mtime_ns))
 
 
-def _set_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
+def set_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
+    """setxattr(2) on an fd, or on a path without following it.  Raises OSError."""
     try:
         os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
     except OSError as exc:
@@ -227,5 +239,5 @@ def _finish_by_name(directory: int, name: bytes, meta: Metadata, ownership: Owne
         os.chown(name, meta.uid, meta.gid, dir_fd=directory, follow_symlinks=False)
         path = b"/proc/self/fd/%d/%s" % (directory, name)
         for key, value in meta.xattrs.items():
-            _set_xattr(path, key, value)
+            set_xattr(path, key, value)
     os.utime(name, ns=(meta.atime_ns, meta.mtime_ns), dir_fd=directory, follow_symlinks=False)

@@ -19,32 +19,51 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyfuse3
 import trio
 
-from fusestore.driver import mounter
+from fusestore.driver import mounter, whiteout
 from fusestore.driver.layout import MountSpec
 from fusestore.driver.loop import Loop
 from fusestore.driver.operations import Operations
 from fusestore.driver.union.layerdir import LayerDir
 from fusestore.driver.union.tree import Union
+from fusestore.driver.union.upper import Upper
+from fusestore.driver.union.writable import WritableUnion
+from fusestore.driver.writable_operations import WritableOperations
 from fusestore.files import lock
 from fusestore.syscalls import raise_fd_limit
 
 _log = logging.getLogger("fusestore.server")
 
 
-def _open_layers(spec: MountSpec) -> list[LayerDir]:
-    """Every layer, locked.  We work in the driver's home, so that layers have short names."""
-    os.chdir(spec.home)
-    layers = []
-    for layer in spec.layers:
-        prefix = os.fsencode(os.path.relpath(layer.path, spec.home)) + b"/"
-        lock(Path(layer.path).with_name("lock"), fcntl.LOCK_SH)
-        layers.append(LayerDir(layer.path, spec.ownership, spec.spelling, layer.links, prefix))
-    return layers
+def open_union(spec: MountSpec) -> Union:
+    """The union of `spec`, every layer locked.  Raises OSError.
+
+    We work in the driver's home, if it has one, so that layers have short names.
+    """
+    raise_fd_limit()
+    os.umask(0)  # what a file may is up to the caller's umask and its directory's ACL
+    if spec.home:
+        os.chdir(spec.home)
+    layers = [_open_layer(spec, layer.path, layer.links, layer.lock) for layer in spec.layers]
+    if spec.upper is None:
+        return Union(layers)
+    tree = _open_layer(spec, spec.upper.path, None, spec.upper.lock)
+    work = _open_layer(spec, spec.upper.work, None, None)
+    spelling = spec.upper.spelling or spec.spelling or whiteout.probe(work.fd)
+    flags = {"metacopy": spec.upper.metacopy, "redirect": spec.upper.redirect, "sync": spec.upper.sync}
+    return WritableUnion(Upper(tree, work, spelling, **flags), layers)
+
+
+def _open_layer(spec: MountSpec, path: str, links: str | None, locked: str | None) -> LayerDir:
+    if locked is not None:
+        lock(Path(locked), fcntl.LOCK_SH)
+    prefix = os.fsencode(os.path.relpath(path, spec.home)) + b"/" if spec.home else None
+    return LayerDir(path, spec.ownership, spec.spelling, links, prefix)
 
 
 def _detach() -> None:
@@ -68,24 +87,36 @@ async def _run(loop: Loop, mountpoint: str) -> None:
         nursery.cancel_scope.cancel()
 
 
+def serve(union: Union, spec: MountSpec, fd: int, mountpoint: str, started: Callable[[], None]) -> None:
+    """Answer the requests that come from the /dev/fuse fd `fd` until `mountpoint` is unmounted.
+
+    `started` is called when it can be used.  Raises OSError.
+    """
+    loop = Loop(fd)
+    options = {f"fsname={mounter.source_name(spec)}", "subtype=fusestore"}
+    if spec.allow_root:
+        options.add("allow_root")
+    make = WritableOperations if isinstance(union, WritableUnion) else Operations
+    pyfuse3.init(make(union, spec.view, loop, started), f"/dev/fd/{fd}", options)  # type: ignore[arg-type]
+    trio.run(_run, loop, mountpoint)
+
+
 def _serve(order: dict[str, object]) -> None:
-    spec = MountSpec.from_json(order["spec"])  # type: ignore[arg-type]
-    raise_fd_limit()
-    union = Union(_open_layers(spec))
+    known = False
 
     def started() -> None:
+        nonlocal known
         mounter.write_record(order, os.getpid())
+        known = True
         os.write(1, b"ready\n")
         _detach()
 
-    fd = int(str(order["fd"]))
-    loop = Loop(fd)
-    options = {f"fsname={mounter.source_name(spec)}", "subtype=fusestore"}
-    pyfuse3.init(Operations(union, started, loop.cache_listing), f"/dev/fd/{fd}", options)
+    spec = MountSpec.from_json(order["spec"])  # type: ignore[arg-type]
     try:
-        trio.run(_run, loop, str(order["mountpoint"]))
+        serve(open_union(spec), spec, int(str(order["fd"])), str(order["mountpoint"]), started)
     finally:
-        mounter.forget(order, os.getpid())
+        if known:  # else our starter holds the lock, and waits for us
+            mounter.forget(order, os.getpid())
 
 
 def main() -> None:

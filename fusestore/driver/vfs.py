@@ -38,7 +38,7 @@ class VfsDriver(Home):
     def apply_diff(self, cache_id: CacheID, stream: Readable, limits: Limits) -> Applied:
         """Unpack the tar beside the copy of the parent, then merge it in.  Raises InvalidLayer, OSError."""
         directory, parent = self.staged(cache_id)
-        tree, changes = directory / "diff", directory / "work" / "layer"
+        tree, changes = directory / "diff", directory / "changes"
         changes.mkdir()
         if parent is not None:
             _copy_tree(os.fsencode(self.path / parent / "diff"), os.fsencode(tree))

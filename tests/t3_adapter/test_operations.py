@@ -16,6 +16,7 @@ from support.layers import stack
 from support_real import tars, zoo
 
 from fusestore.driver.fuse import FuseDriver
+from fusestore.driver.layout import View
 from fusestore.driver.operations import Operations
 
 ROOT = pyfuse3.ROOT_INODE
@@ -45,9 +46,22 @@ def union(driver, zoo_layer):
         yield union
 
 
+class Calls:
+    """In the place of the request loop, which needs a kernel: what it was asked for."""
+
+    def __init__(self, events):
+        self._events = events
+
+    def cache_listing(self):
+        self._events.append("cache listing")
+
+    def negotiate(self, flags):
+        assert flags
+
+
 @pytest.fixture
 def operations(union, events):
-    return Operations(union, lambda: events.append("started"), lambda: events.append("cache listing"))
+    return Operations(union, View(), Calls(events), lambda: events.append("started"))
 
 
 async def find(operations, path):

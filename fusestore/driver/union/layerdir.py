@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from fusestore.driver import whiteout
 from fusestore.driver.ownership import (
     OVERRIDE_STAT,
+    PRIVATE,
     Ownership,
     backing_xattr,
     decode,
@@ -82,7 +83,7 @@ class LayerDir:
         self._override = ownership is Ownership.OVERRIDE
         if ownership is None:
             self._override = self._xattr(b"", OVERRIDE_STAT) is not None
-        self._ownership = Ownership.OVERRIDE if self._override else Ownership.REAL
+        self.ownership = Ownership.OVERRIDE if self._override else Ownership.REAL
         self._links_path = links
         self._links: dict[bytes, list[bytes]] | None = None
 
@@ -134,11 +135,18 @@ class LayerDir:
         if told is not None and told not in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR):
             attr.size = attr.blocks = 0
 
-    def is_opaque(self, path: bytes) -> bool:
-        """True when the directory at `path` hides those of the layers below."""
-        for name in self._raw_names(path):
-            if name in whiteout.OPAQUE_XATTRS and self._xattr(path, name) == b"y":
-                return True
+    def marks(self, path: bytes) -> dict[bytes, bytes]:
+        """The union's own xattrs (opaque, redirect, ...) of the file or directory at `path`.  Raises
+        OSError."""
+        names = [name for name in self._raw_names(path) if name.startswith(PRIVATE)]
+        return {name: self._xattr(path, name) or b"" for name in names}
+
+    def is_opaque(self, path: bytes, marks: dict[bytes, bytes] | None = None) -> bool:
+        """True when the directory at `path` hides those of the layers below; `marks` if known already."""
+        if marks is None:
+            marks = self.marks(path)
+        if any(marks.get(name) == b"y" for name in whiteout.OPAQUE_XATTRS):
+            return True
         if not self._named:
             return False
         marker = path + b"/" + whiteout.OPAQUE_NAME if path else whiteout.OPAQUE_NAME
@@ -147,7 +155,8 @@ class LayerDir:
     def scan(self, path: bytes) -> Iterator[tuple[bytes, bool]]:
         """The names in the directory at `path`, each with whether it is a whiteout.  Raises OSError."""
         names: dict[bytes, bool] = {}
-        with os.scandir(self._prefix + path if path or self._prefix else b".") as entries:
+        suspect = self._named and self._may_hold_xattr_whiteouts(path)
+        with os.scandir(self.named(path)) as entries:
             for entry in entries:
                 name = entry.name
                 if self._named and name.startswith(whiteout.PREFIX):
@@ -155,7 +164,7 @@ class LayerDir:
                     if marker is whiteout.Marker.WHITEOUT:
                         names.setdefault(target, True)
                 elif entry.is_file(follow_symlinks=False):
-                    empty = self._named and not entry.stat(follow_symlinks=False).st_size
+                    empty = suspect and not entry.stat(follow_symlinks=False).st_size
                     names[name] = empty and self._is_xattr_whiteout(path + b"/" + name if path else name)
                 elif entry.is_dir(follow_symlinks=False) or entry.is_symlink():
                     names[name] = False
@@ -189,17 +198,34 @@ class LayerDir:
         """The image's xattr `name` of the object at `path`; None when it has none.  Raises OSError."""
         if is_internal(name):
             return None
-        return self._xattr(path, backing_xattr(name, self._ownership))
+        return self._xattr(path, backing_xattr(name, self.ownership))
 
     def listxattr(self, path: bytes) -> list[bytes]:
         """The names of the image's xattrs of the object at `path`.  Raises OSError."""
-        return visible_xattrs(self._raw_names(path), self._ownership)
+        return visible_xattrs(self._raw_names(path), self.ownership)
 
     def linked(self, path: bytes) -> list[bytes] | None:
         """All names in this layer of the file at `path`, itself included; None when that is not recorded."""
         if self._links is None:
             self._links = _read_links(self._links_path)
         return self._links.get(path)
+
+    def find_links(self, path: bytes) -> list[bytes]:
+        """The same, where not recorded found by looking through the whole layer, once.  Raises OSError."""
+        names = self.linked(path)
+        if names is None and self._links_path is None:
+            self._links = self._find_links()
+            names = self._links.get(path)
+        return names or [path]
+
+    def _find_links(self) -> dict[bytes, list[bytes]]:
+        groups: dict[int, list[bytes]] = {}
+        for directory, _, names, fd in os.fwalk(b".", dir_fd=self.fd):
+            for name in names:
+                st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if st.st_nlink > 1:
+                    groups.setdefault(st.st_ino, []).append(os.path.join(directory, name)[2:])
+        return {name: group for group in groups.values() for name in group}
 
     def statvfs(self) -> os.statvfs_result:
         """The backing filesystem's.  Raises OSError."""
@@ -224,12 +250,20 @@ class LayerDir:
         """Linux 6.7's spelling; as the kernel, only in a directory that says it may contain some."""
         if not any(name in whiteout.WHITEOUT_XATTRS for name in self._raw_names(path)):
             return False
-        directory = path.rpartition(b"/")[0]
+        return self._may_hold_xattr_whiteouts(path.rpartition(b"/")[0])
+
+    def _may_hold_xattr_whiteouts(self, directory: bytes) -> bool:
         return any(self._xattr(directory, name) == b"x" for name in whiteout.OPAQUE_XATTRS)
+
+    def named(self, path: bytes) -> bytes:
+        """`path` for calls that take no directory fd; an absolute one (see `Upper`) stays."""
+        if path[:1] == b"/":
+            return path
+        return self._prefix + path or b"."
 
     def _xattr(self, path: bytes, name: bytes) -> bytes | None:
         try:
-            return os.getxattr(self._prefix + path or b".", name, follow_symlinks=not path)
+            return os.getxattr(self.named(path), name, follow_symlinks=not path)
         except OSError as exc:
             if exc.errno in _NO_XATTR:
                 return None
@@ -237,7 +271,7 @@ class LayerDir:
 
     def _raw_names(self, path: bytes) -> list[bytes]:
         try:
-            names = os.listxattr(self._prefix + path or b".", follow_symlinks=not path)
+            names = os.listxattr(self.named(path), follow_symlinks=not path)
         except OSError as exc:
             if exc.errno in _NO_XATTR:
                 return []

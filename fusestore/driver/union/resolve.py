@@ -17,13 +17,34 @@ from fusestore.driver.union.layerdir import WHITEOUT, Attr, LayerDir
 
 
 class Entry:
-    """An object of the union: its attributes and the layers it is made of, topmost first."""
+    """An object of the union: its attributes, the lower layers it is made of, topmost first, where they
+    have it.
 
-    __slots__ = ("attr", "layers")
+    `upper` says that the upper layer has it too, and then `origin` are the attributes of the lower object
+    that gives it its inode number, if any does.
+    """
 
-    def __init__(self, attr: Attr, layers: tuple[LayerDir, ...]) -> None:
+    __slots__ = ("attr", "layers", "origin", "path", "upper")
+
+    def __init__(
+        self,
+        attr: Attr,
+        layers: tuple[LayerDir, ...],
+        path: bytes,
+        *,
+        upper: bool = False,
+        origin: Attr | None = None,
+    ) -> None:
         self.attr = attr
         self.layers = layers
+        self.path = path
+        self.upper = upper
+        self.origin = origin
+
+
+def join(directory: bytes, name: bytes) -> bytes:
+    """The path of `name` in `directory`; that of the root is empty."""
+    return directory + b"/" + name if directory else name
 
 
 def resolve(layers: Sequence[LayerDir], path: bytes) -> Entry | None:
@@ -42,7 +63,7 @@ def resolve(layers: Sequence[LayerDir], path: bytes) -> Entry | None:
             break
         if top is None:
             if not stat.S_ISDIR(attr.mode):
-                return Entry(attr, (layer,))
+                return Entry(attr, (layer,), path)
             top = attr
         elif not stat.S_ISDIR(attr.mode):
             break
@@ -53,18 +74,19 @@ def resolve(layers: Sequence[LayerDir], path: bytes) -> Entry | None:
         return None
     if len(found) > 1:
         top.nlink = 1  # "unknown" to find(1) and fts(3), and what the kernel's overlayfs says
-    return Entry(top, tuple(found))
+    return Entry(top, tuple(found), path)
 
 
-def children(layers: Sequence[LayerDir], path: bytes) -> list[tuple[bytes, int]]:
-    """The names in the merged directory `path`, each with the index of its topmost layer in `layers`.
+def children(places: Sequence[tuple[LayerDir, bytes]]) -> list[tuple[bytes, int]]:
+    """The names in a merged directory, of which `places` are the parts, topmost first.
 
-    ``resolve(layers[index:], path + name)`` is the child.  Raises OSError.
+    Each comes with the index of the topmost layer that has it.  Raises OSError.
     """
-    if len(layers) == 1:
-        return [(name, 0) for name, deleted in layers[0].scan(path) if not deleted]
+    if len(places) == 1:
+        layer, path = places[0]
+        return [(name, 0) for name, deleted in layer.scan(path) if not deleted]
     opinions: dict[bytes, int] = {}
-    for index, layer in enumerate(layers):
+    for index, (layer, path) in enumerate(places):
         for name, deleted in layer.scan(path):
             if name not in opinions:
                 opinions[name] = -1 if deleted else index

@@ -1,7 +1,8 @@
 """`Union`: the filesystem operations over a stack of layers, synchronous, on inode numbers and bytes.
 
 Read-only: every layer is a lower, and lowers never change while they are part of a union.  So whatever was
-found out about an object stays true, and may be cached by anyone for as long as they like.
+found out about an object stays true, and may be cached by anyone for as long as they like.  The subclass
+`fusestore.driver.union.writable.WritableUnion` puts one more layer on top, which changes.
 """
 
 from __future__ import annotations
@@ -10,14 +11,23 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from fusestore.driver.union.layerdir import LayerDir
-from fusestore.driver.union.nodes import ROOT, Listed, Node, Nodes
-from fusestore.driver.union.resolve import Entry, children, resolve
+from fusestore.driver.union.layerdir import Attr, LayerDir
+from fusestore.driver.union.nodes import ROOT, Listed, Live, Node, Nodes
+from fusestore.driver.union.resolve import Entry, children, join, resolve
 
 _DOTS = 2  # offsets taken by . and ..
 _NOT_NAMES = (b"", b".", b"..")
 _MAX_LINKS = 40  # symlinks on the way to a path, as the kernel
+
+
+class Opened(NamedTuple):
+    """An open directory: its names as they were, and the layers they were taken from."""
+
+    node: Node
+    names: list[Listed]
+    layers: tuple[LayerDir, ...]
 
 
 class Union:
@@ -27,43 +37,54 @@ class Union:
         root = resolve(layers, b"")
         if root is None:
             raise NotADirectoryError(errno.ENOTDIR, "no layer has a root directory")
-        node = Node(ROOT, ROOT, b"", root.layers, root.attr)
-        node.nlookup = 1
-        self._nodes = Nodes(node, layers)
-        self._listings: dict[int, Node] = {}
+        self._start(Node(ROOT, None, b"", root.layers, b"", root.attr), layers)
+
+    def _start(self, root: Node, layers: Sequence[LayerDir]) -> None:
+        root.nlookup = 1
+        self._nodes = Nodes(root, layers, self._bury)
+        self._opened: dict[int, Opened] = {}
         self._next_handle = 1
         self._visible_links: dict[int, int] = {}  # by identity of a layer's group of names
+
+    def _bury(self, live: Live) -> None:
+        """A node with a life of its own was forgotten."""
 
     # -- names ----------------------------------------------------------------------------------------
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
         """The child `name` of the directory `parent`, counted; None when there is none."""
         directory = self._nodes.by_ino[parent]
-        path = directory.path + b"/" + name if directory.path else name
-        entry = resolve(directory.layers, path)
+        entry = self.step(directory, self.place(directory), name)
         if entry is None:
             return None
-        node = self._node(parent, path, entry)
-        self.count(node)
+        node = self._node(directory, name, entry)
+        self._nodes.count(node)
         return node
 
     def count(self, node: Node) -> None:
         """The kernel has heard of `node` once more."""
-        node.nlookup += 1
-        self._nodes.by_ino[node.ino] = node
+        self._nodes.count(node)
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel drops `count` of its references to `ino`."""
         self._nodes.forget(ino, count)
 
-    def _node(self, parent: int, path: bytes, entry: Entry) -> Node:
+    def step(self, directory: Entry | Node, place: bytes, name: bytes) -> Entry | None:
+        """The child `name` of the directory `directory`, which is at `place`.  Counts nothing."""
+        return resolve(directory.layers, join(directory.path, name))
+
+    def place(self, node: Node) -> bytes:
+        """The path of `node`, for `step`."""
+        return node.path
+
+    def _node(self, directory: Node, name: bytes, entry: Entry) -> Node:
         """The live node of `entry`, or a new one that is not counted yet."""
-        ino = self._nodes.number(entry.attr)
+        ino = self._nodes.number(entry.origin or entry.attr)
         node = self._nodes.by_ino.get(ino)
         if node is None:
-            node = Node(ino, parent, path, entry.layers, entry.attr)
+            node = Node(ino, directory, name, entry.layers, entry.path, entry.attr, upper=entry.upper)
             if entry.attr.nlink > 1 and not stat.S_ISDIR(entry.attr.mode):
-                entry.attr.nlink = self.visible_links(path, entry)
+                entry.attr.nlink = self.visible_links(entry.path, entry)
         return node
 
     def visible_links(self, path: bytes, entry: Entry) -> int:
@@ -71,7 +92,9 @@ class Union:
 
         A layer that does not record its links is believed.
         """
-        group = entry.layers[0].linked(path) if not stat.S_ISDIR(entry.attr.mode) else None
+        if stat.S_ISDIR(entry.attr.mode) or entry.upper:
+            return entry.attr.nlink
+        group = entry.layers[0].linked(path)
         if group is None:
             return entry.attr.nlink
         known = self._visible_links.get(id(group))
@@ -84,21 +107,27 @@ class Union:
         layer = entry.layers[0]
         names = layer.linked(path) or [path]
         found = [(name, self.resolve(name)) for name in names]
-        return [name for name, other in found if other is not None and other.layers[0] is layer]
+        return [
+            n
+            for n, other in found
+            if other and not other.upper and other.layers[0] is layer and other.path == n
+        ]
 
     def resolve(self, path: bytes) -> Entry | None:
         """What the canonical `path` is, from the root on; no symlink is followed.  Counts nothing."""
-        layers = self.node(ROOT).layers
-        entry = Entry(self.node(ROOT).attr, layers)
-        position = 0
+        root = self.node(ROOT)
+        entry = Entry(root.attr, root.layers, b"", upper=root.upper)
+        position, place = 0, b""
         while position < len(path):
             end = path.find(b"/", position)
             end = len(path) if end < 0 else end
-            named = path[position:end] not in _NOT_NAMES
-            found = resolve(entry.layers, path[:end]) if named and stat.S_ISDIR(entry.attr.mode) else None
+            name = path[position:end]
+            found = None
+            if name not in _NOT_NAMES and stat.S_ISDIR(entry.attr.mode):
+                found = self.step(entry, place, name)
             if found is None:
                 return None
-            entry, position = found, end + 1
+            entry, place, position = found, path[:end], end + 1
         return entry
 
     def walk(self, path: bytes, *, follow: bool = True) -> tuple[bytes, Entry]:
@@ -141,79 +170,102 @@ class Union:
         """The live node `ino`."""
         return self._nodes.by_ino[ino]
 
+    def attr(self, node: Node) -> Attr:
+        """The attributes of a node, as they are now."""
+        return node.attr
+
+    def at(self, node: Node) -> tuple[LayerDir, bytes]:
+        """The layer that says what `node` is, and the path where it does."""
+        return node.layers[0], node.path
+
     def readlink(self, ino: int) -> bytes:
         """The target of a symlink."""
-        node = self.node(ino)
-        return node.layers[0].readlink(node.path)
+        layer, path = self.at(self.node(ino))
+        return layer.readlink(path)
 
     def open(self, ino: int, flags: int) -> int:
-        """A file of the union as an fd, the caller's to close."""
+        """A file of the union as an fd, to be closed by `release`."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        node = self.node(ino)
-        return node.layers[0].open(node.path)
+        layer, path = self.at(self.node(ino))
+        return layer.open(path)
+
+    def read(self, handle: int, size: int, offset: int) -> bytes:
+        """At most `size` bytes from `offset` on."""
+        return os.pread(handle, size, offset)
+
+    def release(self, handle: int) -> None:
+        """The handle of `open` is done with."""
+        os.close(handle)
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """The value of an xattr.  ENODATA when there is none."""
-        node = self.node(ino)
-        value = node.layers[0].getxattr(node.path, name)
+        layer, path = self.at(self.node(ino))
+        value = layer.getxattr(path, name)
         if value is None:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return value
 
     def listxattr(self, ino: int) -> list[bytes]:
         """The names of all xattrs."""
-        node = self.node(ino)
-        return node.layers[0].listxattr(node.path)
+        layer, path = self.at(self.node(ino))
+        return layer.listxattr(path)
 
     def statvfs(self) -> os.statvfs_result:
         """The filesystem of the topmost layer."""
-        return self.node(ROOT).layers[0].statvfs()
+        return self.at(self.node(ROOT))[0].statvfs()
 
     # -- directories ----------------------------------------------------------------------------------
 
     def opendir(self, ino: int) -> int:
         """A handle for `readdir`.  The names are taken here, once: offsets stay good while it is open."""
-        node = self.node(ino)
-        if node.listing is None:
-            node.listing = [Listed(name, index) for name, index in children(node.layers, node.path)]
         handle = self._next_handle
         self._next_handle += 1
-        self._listings[handle] = node
+        self._opened[handle] = self._open_listing(self.node(ino))
         return handle
+
+    def _open_listing(self, node: Node) -> Opened:
+        if node.listing is None:
+            node.listing = [Listed(name, index) for name, index in children(self._places(node))]
+        return Opened(node, node.listing, node.layers)
+
+    def _places(self, node: Node) -> list[tuple[LayerDir, bytes]]:
+        """Where the names of a directory come from, topmost first."""
+        return [(layer, node.path) for layer in node.layers]
 
     def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Node | OSError, int]]:
         """Entries from offset `start` on as (name, node, offset of the next), ``.`` and ``..`` first.
 
         Those handed on to the kernel have to be counted, but for the first two.  An entry that cannot be read
-        comes with its error and hides no other.
+        comes with its error and hides no other.  Starting again at 0 takes the names anew (rewinddir(3)).
         """
-        directory = self._listings[handle]
-        assert directory.listing is not None
+        opened = self._opened[handle]
+        directory = opened.node
         if start < 1:
+            if opened.names is not directory.listing:
+                opened = self._opened[handle] = self._open_listing(directory)
             yield b".", directory, 1
         if start < _DOTS:
-            # The kernel knows a directory only as long as it knows the one above.
-            yield b"..", self._nodes.by_ino.get(directory.parent, directory), _DOTS
+            yield b"..", directory.parent, _DOTS
         first = max(start - _DOTS, 0)
-        for offset, listed in enumerate(directory.listing[first:], first + _DOTS + 1):
+        for offset, listed in enumerate(opened.names[first:], first + _DOTS + 1):
             try:
-                node = self._nodes.by_ino.get(listed.ino) or self._listed_node(directory, listed)
+                node = self._nodes.by_ino.get(listed.ino) or self._listed_node(opened, listed)
             except OSError as exc:
                 yield listed.name, exc, offset
                 continue
             if node is not None:
                 yield listed.name, node, offset
 
-    def _listed_node(self, directory: Node, listed: Listed) -> Node | None:
-        path = directory.path + b"/" + listed.name if directory.path else listed.name
-        entry = resolve(directory.layers[listed.index :], path)
+    def _listed_node(self, opened: Opened, listed: Listed) -> Node | None:
+        directory = opened.node
+        entry = resolve(directory.layers[listed.index :], join(directory.path, listed.name))
         if entry is None:
             return None
-        node = self._node(directory.ino, path, entry)
+        node = self._node(directory, listed.name, entry)
         listed.ino = node.ino
         return node
 
     def releasedir(self, handle: int) -> None:
         """The handle is done with."""
-        del self._listings[handle]
+        del self._opened[handle]

@@ -1,0 +1,57 @@
+"""Owners as a mount shows them and as its layers have them (fuse-overlayfs: uidmapping, gidmapping, squash).
+
+A range maps `count` ids from `stored` on to `shown` on.  An id in no range is shown as the kernel's
+overflow id, and cannot be stored.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+Range = tuple[int, int, int]  # stored, shown, count
+
+
+class IdMap:
+    """A map of user ids or of group ids."""
+
+    def __init__(self, ranges: Sequence[Range], squash: int | None, overflow: Path) -> None:
+        """`squash` is shown for every id; `overflow` is the file with the overflow id.  Raises OSError."""
+        self._ranges = ranges
+        self._squash = squash
+        self._overflow = int(overflow.read_text())
+
+    def shown(self, number: int) -> int:
+        """The id that a stored one is shown as."""
+        if self._squash is not None:
+            return self._squash
+        for stored, shown, count in self._ranges:
+            if stored <= number < stored + count:
+                return shown + number - stored
+        return self._overflow if self._ranges else number
+
+    def stored(self, number: int) -> int:
+        """The id to store for one that is shown.  Raises OSError (EINVAL, as chown(2) for an unmapped id)."""
+        for stored, shown, count in self._ranges:
+            if shown <= number < shown + count:
+                return stored + number - shown
+        if self._ranges:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return number
+
+    @property
+    def squashes(self) -> bool:
+        """True when every id is shown as the same one, so that a change of it means nothing."""
+        return self._squash is not None
+
+
+def user_map(ranges: Sequence[Range], squash: int | None) -> IdMap:
+    """An `IdMap` of user ids."""
+    return IdMap(ranges, squash, Path("/proc/sys/kernel/overflowuid"))
+
+
+def group_map(ranges: Sequence[Range], squash: int | None) -> IdMap:
+    """An `IdMap` of group ids."""
+    return IdMap(ranges, squash, Path("/proc/sys/kernel/overflowgid"))

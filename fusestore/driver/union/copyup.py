@@ -1,0 +1,135 @@
+"""Copy-up: bringing one object from a lower layer to the upper before its first change.
+
+Three steps, so that the copying of data keeps nobody waiting but those who want this file:
+
+* *plan* (`WritableUnion.plan`, synchronous) copies the directories above up and opens both files;
+* *run* (here, in any thread) writes one file in the work directory - data, owner, xattrs, mode, times - and
+  touches no node;
+* *commit* (`WritableUnion.commit`, synchronous) moves it into place by one rename, and points the handles of
+  readers to it.
+
+While `run` was out, the file may have been renamed or unlinked; `commit` goes by what is true then.
+
+A change of attributes alone needs no data where the upper allows metacopy: then the new file is empty, as
+long as the old one, and says where its data are.  The first write brings them ("completing" below): into
+the file in place, because it may have several names, and a killed process leaves it what it was, a
+metacopy.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from fusestore.driver.ownership import Metadata, Ownership, create_file, finish
+from fusestore.driver.union.layerdir import Attr, LayerDir
+from fusestore.driver.union.nodes import Node
+from fusestore.driver.union.upper import METACOPY, REDIRECT, Place, Upper, set_marks
+from fusestore.syscalls import copy_data
+
+
+class CopyUp:
+    """One regular file on its way up.
+
+    `size` bytes are to be copied from `source` to `target`; `staged` is the new file's name in the work
+    directory, None where data are brought to a metacopy.  `waiting` belongs to whoever runs it.
+    """
+
+    __slots__ = ("_fresh", "_source", "_sync", "_target", "is_metacopy", "node", "size", "staged", "waiting")
+
+    def __init__(
+        self,
+        node: Node,
+        source: int,
+        target: int,
+        size: int,
+        *,
+        sync: bool,
+        staged: bytes | None = None,
+        fresh: tuple[Metadata, dict[bytes, bytes], Ownership] | None = None,
+    ) -> None:
+        self.node = node
+        self.size = size
+        self.staged = staged
+        self.waiting: object = None
+        self._source, self._target, self._sync = source, target, sync
+        self._fresh = fresh
+        self.is_metacopy = fresh is not None and METACOPY in fresh[1]
+
+    def run(self) -> None:
+        """Copy.  Raises OSError, and then what was staged is of no use; closes both files in any case."""
+        try:
+            if self.size:
+                copy_data(self._source, self._target, self.size)
+            if self._fresh is not None:
+                meta, marks, ownership = self._fresh
+                set_marks(self._target, marks)
+                finish(self._target, meta, ownership)
+            if self._sync:
+                os.fsync(self._target)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close both files."""
+        for fd in (self._source, self._target):
+            if fd >= 0:
+                os.close(fd)
+
+
+def plan(node: Node, upper: Upper, marks: dict[bytes, bytes], *, data: bool, limit: int | None) -> CopyUp:
+    """Begin to copy a lower file up; with `data` the first `limit` bytes of it (None: all).
+
+    Without, it becomes a metacopy.  Raises OSError.
+    """
+    layer, size = node.layers[0], node.attr.size
+    wanted = min(size, size if limit is None else limit) if data else 0
+    meta = metadata(layer, node.path, node.attr)
+    if not data:
+        marks = {**marks, METACOPY: b"", REDIRECT: b"/" + node.path}
+    source = layer.open(node.path) if wanted else -1
+    staged = upper.stage()
+    try:
+        target = create_file(upper.work.fd, staged)
+    except BaseException:
+        if source >= 0:
+            os.close(source)
+        raise
+    if not data:
+        os.ftruncate(target, size)
+    fresh = meta, marks, upper.ownership
+    return CopyUp(node, source, target, wanted, sync=upper.sync and data, staged=staged, fresh=fresh)
+
+
+def complete(node: Node, upper: Upper, place: Place, *, limit: int | None) -> CopyUp:
+    """Begin to bring the first `limit` bytes of its data (None: all) to the metacopy at `place`."""
+    layer = node.layers[0]
+    size = node.attr.size if limit is None else min(node.attr.size, limit)
+    source = layer.open(node.path) if size else -1
+    try:
+        target = upper.open(place, os.O_WRONLY)
+    except BaseException:
+        if source >= 0:
+            os.close(source)
+        raise
+    return CopyUp(node, source, target, size, sync=upper.sync)
+
+
+def stage_other(node: Node, upper: Upper, marks: dict[bytes, bytes]) -> bytes:
+    """A copy of a lower directory (without its content), symlink or special file in the work directory."""
+    layer = node.layers[0]
+    meta = metadata(layer, node.path, node.attr)
+    if stat.S_ISDIR(meta.mode):
+        staged = upper.stage_directory(meta, marks)
+        os.utime(staged, ns=(meta.atime_ns, meta.mtime_ns), dir_fd=upper.work.fd)
+        return staged
+    target = layer.readlink(node.path) if stat.S_ISLNK(meta.mode) else b""
+    return upper.stage_other(meta, target, marks)
+
+
+def metadata(layer: LayerDir, path: bytes, attr: Attr) -> Metadata:
+    """All that a lower object is, besides its name and content."""
+    xattrs = {name: layer.getxattr(path, name) or b"" for name in layer.listxattr(path)}
+    meta = Metadata(attr.mode, attr.uid, attr.gid, attr.mtime_ns, rdev=attr.rdev, xattrs=xattrs)
+    meta.atime_ns = attr.atime_ns
+    return meta

@@ -1,0 +1,233 @@
+"""What is in a file of a writable union and what is said about it: content, attributes, xattrs.
+
+Handles are fds, so that `read` and `write` are one system call.  Those of readers that opened a file while it
+was in a lower layer are re-pointed (dup2) when it is copied up.
+
+In an upper that keeps owners in xattrs nobody takes setuid, setgid and capabilities off a file that is
+written to or given away, since its backing file has none of them; so that happens here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+from fusestore.driver import acl
+from fusestore.driver.ownership import Ownership
+from fusestore.driver.union.layerdir import LayerDir
+from fusestore.driver.union.merged import MergedUnion, changed
+from fusestore.driver.union.nodes import Node
+from fusestore.driver.union.upper import Place, Upper
+
+_CAPABILITY = b"security.capability"
+
+
+class FilesUnion(MergedUnion):
+    """The verbs that act on one inode."""
+
+    def __init__(self, upper: Upper, layers: Sequence[LayerDir]) -> None:
+        super().__init__(upper, layers)
+        self._handles: dict[int, tuple[Node, bool]] = {}  # fd of an open file: its node, may it write
+        self._privileged: set[int] = set()  # those whose first write has to drop setuid
+
+    def open(self, ino: int, flags: int) -> int:
+        """A file of the union as an fd, to be closed by `release`.
+
+        One opened for writing can also be read: the kernel's page cache fills up partly written pages.
+        """
+        node = self.node(ino)
+        if not self.changes(flags):
+            return self._open_for_reading(node)
+        truncate = flags & os.O_TRUNC
+        self._raise(node, limit=0 if truncate else None)
+        try:
+            fd = self.upper.open(self.at(node), os.O_RDWR | truncate)
+        except PermissionError:
+            fd = self.upper.open(self.at(node), os.O_WRONLY | truncate)
+        self._register(fd, node, writable=True)
+        if truncate:
+            self._drop_privileges(node)
+        return fd
+
+    @staticmethod
+    def changes(flags: int) -> bool:
+        """True for open(2) flags that may change a file."""
+        return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+
+    def _open_for_reading(self, node: Node) -> int:
+        layer, path = (node.layers[0], node.path) if node.layers else self.at(node)
+        fd = layer.open(path)
+        self._register(fd, node, writable=False)
+        return fd
+
+    def _register(self, fd: int, node: Node, *, writable: bool) -> None:
+        live = self._live(node)
+        live.open += 1
+        self._handles[fd] = node, writable
+        if writable:
+            node.writers += 1
+            node.reply = None
+            if self._is_privileged(node):
+                self._privileged.add(fd)
+        elif node.layers:
+            live.handles.append(fd)
+
+    def release(self, handle: int) -> None:
+        node, writable = self._handles.pop(handle)
+        os.close(handle)
+        live = self._live(node)
+        live.open -= 1
+        if writable:
+            node.writers -= 1
+            self._privileged.discard(handle)
+            changed(node)
+        elif handle in live.handles:
+            live.handles.remove(handle)
+        if live.is_nothing():
+            node.live = None
+
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write at `offset` of an open file; how many bytes were."""
+        if handle in self._privileged:
+            self._drop_privileges(self._handles[handle][0])
+        return os.pwrite(handle, data, offset)
+
+    def fsync(self, handle: int, *, data_only: bool) -> None:
+        """Make an open file durable."""
+        if data_only:
+            os.fdatasync(handle)
+        else:
+            os.fsync(handle)
+
+    def open_directory(self, handle: int) -> int:
+        """An open directory as an fd of the backing one, for fsync; the caller's to close."""
+        layer, path = self.at(self._opened[handle].node)
+        return os.open(path or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer.fd)
+
+    def setattr(
+        self,
+        ino: int,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        handle: int | None = None,
+    ) -> Node:
+        """Change attributes; those that are None stay.  `handle` is the open file, if it came through one."""
+        node = self.node(ino)
+        self._raise(node, data=size is not None, limit=size)
+        changed(node)
+        if size is not None:
+            self._truncate(node, size, handle)
+        if mode is not None or uid is not None or gid is not None:
+            self._set_owner_and_mode(node, mode, uid, gid)
+        if atime_ns is not None or mtime_ns is not None:
+            attr = self.attr(node)
+            atime_ns = attr.atime_ns if atime_ns is None else atime_ns
+            self.upper.set_times(self.at(node), atime_ns, attr.mtime_ns if mtime_ns is None else mtime_ns)
+            node.stale = True
+        return node
+
+    def _truncate(self, node: Node, size: int, handle: int | None) -> None:
+        if handle is not None and self._handles[handle][1]:
+            os.ftruncate(handle, size)
+        else:
+            fd = self.upper.open(self.at(node), os.O_WRONLY)
+            try:
+                os.ftruncate(fd, size)
+            finally:
+                os.close(fd)
+        self._drop_privileges(node)
+
+    def _set_owner_and_mode(self, node: Node, mode: int | None, uid: int | None, gid: int | None) -> None:
+        attr, place = self.attr(node), self.at(node)
+        if mode is not None:
+            attr.mode = stat.S_IFMT(attr.mode) | mode & 0o7777
+        elif not stat.S_ISDIR(attr.mode):
+            attr.mode = _without_privileges(attr.mode)
+            self._drop_capability(place)
+        attr.uid = attr.uid if uid is None else uid
+        attr.gid = attr.gid if gid is None else gid
+        node.stale = True
+        self.upper.set_owner_and_mode(place, attr)
+        if mode is not None and self.upper.ownership is Ownership.OVERRIDE:
+            access = self.upper.tree.getxattr(place[1], acl.ACCESS) if place[0] is self.upper.tree else None
+            if access is not None:
+                self.upper.set_xattr(place, acl.ACCESS, acl.changed_mode(access, mode))
+
+    # A backing file of the user's own cannot be setuid, so nobody but us takes the mark off.
+
+    def _is_privileged(self, node: Node) -> bool:
+        if self.upper.ownership is Ownership.REAL:
+            return False
+        layer, path = self.at(node)
+        mode = self.attr(node).mode
+        return mode != _without_privileges(mode) or layer.getxattr(path, _CAPABILITY) is not None
+
+    def _drop_privileges(self, node: Node) -> None:
+        """What Linux does to a file that is written to: no more setuid, setgid and capabilities."""
+        if self.upper.ownership is Ownership.REAL:
+            return
+        attr, place = self.attr(node), self.at(node)
+        if attr.mode != _without_privileges(attr.mode):
+            attr.mode = _without_privileges(attr.mode)
+            self.upper.set_owner_and_mode(place, attr)
+        self._drop_capability(place)
+        self._privileged -= {fd for fd in self._privileged if self._handles[fd][0] is node}
+        changed(node)
+
+    def _drop_capability(self, place: Place) -> None:
+        layer, path = place
+        if self.upper.ownership is Ownership.OVERRIDE and layer.getxattr(path, _CAPABILITY) is not None:
+            self.upper.remove_xattr(place, _CAPABILITY)
+
+    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+        """Set an xattr; of an ACL, also the permission bits that it amounts to."""
+        node = self.node(ino)
+        self._raise(node, data=False)
+        place = self.at(node)
+        changed(node)
+        if self.upper.ownership is Ownership.REAL or name not in (acl.ACCESS, acl.DEFAULT):
+            self.upper.set_xattr(place, name, value)
+        elif acl.is_empty(value):
+            self._remove_if_there(place, name)
+        elif name == acl.DEFAULT:
+            acl.mode(value)
+            if not stat.S_ISDIR(node.attr.mode):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            self.upper.set_xattr(place, name, value)
+        else:
+            bits, minimal = acl.mode(value)
+            attr = self.attr(node)
+            attr.mode = attr.mode & ~0o777 | bits
+            self.upper.set_owner_and_mode(place, attr)
+            node.stale = True
+            if minimal:
+                self._remove_if_there(place, name)
+            else:
+                self.upper.set_xattr(place, name, value)
+
+    def _remove_if_there(self, place: Place, name: bytes) -> None:
+        layer, path = place
+        if layer.getxattr(path, name) is not None:
+            self.upper.remove_xattr(place, name)
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        """Remove an xattr.  ENODATA when there is none."""
+        self.getxattr(ino, name)  # before anything is copied up for nothing
+        node = self.node(ino)
+        self._raise(node, data=False)
+        changed(node)
+        self.upper.remove_xattr(self.at(node), name)
+
+
+def _without_privileges(mode: int) -> int:
+    """`mode` after a write: no setuid, and no setgid where it is not a mark for mandatory locking."""
+    if not stat.S_ISREG(mode) and stat.S_IFMT(mode):
+        return mode
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
