@@ -86,9 +86,7 @@ class Operations(pyfuse3.Operations):
         """The kernel's picture of a node, made once and kept on it until the node changes."""
         reply: EntryAttributes | None = node.reply
         if reply is None:
-            reply = self._picture(node)
-            if not node.writers:
-                node.reply = reply
+            reply = node.reply = self._picture(node)
         return reply
 
     def _picture(self, node: Node) -> EntryAttributes:

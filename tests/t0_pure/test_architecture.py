@@ -58,6 +58,7 @@ ALLOWED = {
         "driver.union.upper",
     },
     "driver.union.merged": {"driver.whiteout"} | UNION,
+    "driver.union.raising": UNION,
     "driver.union.files": {"driver.acl", "driver.ownership"} | UNION,
     "driver.union.writable": {"syscalls", "driver.acl", "driver.ownership", "driver.whiteout"} | UNION,
     "driver.acl": set(),

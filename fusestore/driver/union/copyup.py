@@ -22,9 +22,9 @@ import os
 import stat
 
 from fusestore.driver.ownership import Metadata, Ownership, create_file, finish
-from fusestore.driver.union.layerdir import Attr, LayerDir
+from fusestore.driver.union.layerdir import METACOPY, REDIRECT, Attr, LayerDir, Place
 from fusestore.driver.union.nodes import Node
-from fusestore.driver.union.upper import METACOPY, REDIRECT, Place, Upper, set_marks
+from fusestore.driver.union.upper import Upper, set_marks
 from fusestore.syscalls import copy_data
 
 

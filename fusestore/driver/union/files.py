@@ -16,15 +16,15 @@ from collections.abc import Sequence
 
 from fusestore.driver import acl
 from fusestore.driver.ownership import Ownership
-from fusestore.driver.union.layerdir import LayerDir
-from fusestore.driver.union.merged import MergedUnion, changed
+from fusestore.driver.union.layerdir import LayerDir, Place
 from fusestore.driver.union.nodes import Node
-from fusestore.driver.union.upper import Place, Upper
+from fusestore.driver.union.raising import RaisingUnion, changed
+from fusestore.driver.union.upper import Upper
 
 _CAPABILITY = b"security.capability"
 
 
-class FilesUnion(MergedUnion):
+class FilesUnion(RaisingUnion):
     """The verbs that act on one inode."""
 
     def __init__(self, upper: Upper, layers: Sequence[LayerDir]) -> None:
@@ -48,6 +48,7 @@ class FilesUnion(MergedUnion):
             fd = self.upper.open(self.at(node), os.O_WRONLY | truncate)
         self._register(fd, node, writable=True)
         if truncate:
+            changed(node)
             self._drop_privileges(node)
         return fd
 
@@ -57,7 +58,7 @@ class FilesUnion(MergedUnion):
         return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
 
     def _open_for_reading(self, node: Node) -> int:
-        layer, path = (node.layers[0], node.path) if node.layers else self.at(node)
+        layer, path = self.data_at(node)
         fd = layer.open(path)
         self._register(fd, node, writable=False)
         return fd
@@ -67,8 +68,6 @@ class FilesUnion(MergedUnion):
         live.open += 1
         self._handles[fd] = node, writable
         if writable:
-            node.writers += 1
-            node.reply = None
             if self._is_privileged(node):
                 self._privileged.add(fd)
         elif node.layers:
@@ -80,9 +79,7 @@ class FilesUnion(MergedUnion):
         live = self._live(node)
         live.open -= 1
         if writable:
-            node.writers -= 1
             self._privileged.discard(handle)
-            changed(node)
         elif handle in live.handles:
             live.handles.remove(handle)
         if live.is_nothing():
@@ -90,8 +87,10 @@ class FilesUnion(MergedUnion):
 
     def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write at `offset` of an open file; how many bytes were."""
+        node = self._handles[handle][0]
         if handle in self._privileged:
-            self._drop_privileges(self._handles[handle][0])
+            self._drop_privileges(node)
+        node.stale, node.reply = True, None
         return os.pwrite(handle, data, offset)
 
     def fsync(self, handle: int, *, data_only: bool) -> None:
@@ -156,7 +155,7 @@ class FilesUnion(MergedUnion):
         node.stale = True
         self.upper.set_owner_and_mode(place, attr)
         if mode is not None and self.upper.ownership is Ownership.OVERRIDE:
-            access = self.upper.tree.getxattr(place[1], acl.ACCESS) if place[0] is self.upper.tree else None
+            access = self.tree.getxattr(place[1], acl.ACCESS) if place[0] is self.tree else None
             if access is not None:
                 self.upper.set_xattr(place, acl.ACCESS, acl.changed_mode(access, mode))
 

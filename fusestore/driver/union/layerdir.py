@@ -30,6 +30,11 @@ from fusestore.driver.ownership import (
 )
 from fusestore.driver.whiteout import Spelling
 
+# By which a union remembers what it did; see `fusestore.driver.union.upper`.
+ORIGIN = b"user.overlay.fusestore.origin"
+REDIRECT = b"user.overlay.redirect"
+METACOPY = b"user.overlay.metacopy"
+
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 _NO_XATTR = (errno.ENODATA, errno.EOPNOTSUPP)
 
@@ -277,6 +282,9 @@ class LayerDir:
                 return []
             raise
         return [os.fsencode(name) for name in names]
+
+
+Place = tuple[LayerDir, bytes]
 
 
 def _read_links(path: str | None) -> dict[bytes, list[bytes]]:

@@ -40,7 +40,7 @@ class Node:
 
     __slots__ = (
         "attr", "children", "epoch", "generation", "ino", "layers", "listing", "live", "name", "nlookup",
-        "parent", "path", "place", "reply", "stale", "upper", "writers",
+        "parent", "path", "place", "reply", "stale", "upper",
     )  # fmt: skip
 
     def __init__(
@@ -62,7 +62,7 @@ class Node:
         self.attr = attr
         self.upper = upper
         self.place, self.epoch = b"", 0
-        self.nlookup = self.children = self.generation = self.writers = 0
+        self.nlookup = self.children = self.generation = 0
         self.stale = False
         self.reply: Any = None
         self.listing: list[Listed] | None = None

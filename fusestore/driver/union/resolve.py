@@ -13,7 +13,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Sequence
 
-from fusestore.driver.union.layerdir import WHITEOUT, Attr, LayerDir
+from fusestore.driver.union.layerdir import WHITEOUT, Attr, LayerDir, Place
 
 
 class Entry:
@@ -77,7 +77,7 @@ def resolve(layers: Sequence[LayerDir], path: bytes) -> Entry | None:
     return Entry(top, tuple(found), path)
 
 
-def children(places: Sequence[tuple[LayerDir, bytes]]) -> list[tuple[bytes, int]]:
+def children(places: Sequence[Place]) -> list[tuple[bytes, int]]:
     """The names in a merged directory, of which `places` are the parts, topmost first.
 
     Each comes with the index of the topmost layer that has it.  Raises OSError.

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from fusestore.driver.union.layerdir import Attr, LayerDir
+from fusestore.driver.union.layerdir import Attr, LayerDir, Place
 from fusestore.driver.union.nodes import ROOT, Listed, Live, Node, Nodes
 from fusestore.driver.union.resolve import Entry, children, join, resolve
 
@@ -174,9 +174,13 @@ class Union:
         """The attributes of a node, as they are now."""
         return node.attr
 
-    def at(self, node: Node) -> tuple[LayerDir, bytes]:
+    def at(self, node: Node) -> Place:
         """The layer that says what `node` is, and the path where it does."""
         return node.layers[0], node.path
+
+    def data_at(self, node: Node) -> Place:
+        """The layer that has the data of a file, and the path where it does."""
+        return self.at(node)
 
     def readlink(self, ino: int) -> bytes:
         """The target of a symlink."""
@@ -187,7 +191,7 @@ class Union:
         """A file of the union as an fd, to be closed by `release`."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        layer, path = self.at(self.node(ino))
+        layer, path = self.data_at(self.node(ino))
         return layer.open(path)
 
     def read(self, handle: int, size: int, offset: int) -> bytes:
@@ -229,7 +233,7 @@ class Union:
             node.listing = [Listed(name, index) for name, index in children(self._places(node))]
         return Opened(node, node.listing, node.layers)
 
-    def _places(self, node: Node) -> list[tuple[LayerDir, bytes]]:
+    def _places(self, node: Node) -> list[Place]:
         """Where the names of a directory come from, topmost first."""
         return [(layer, node.path) for layer in node.layers]
 

@@ -46,15 +46,9 @@ from fusestore.driver.ownership import (
     is_internal,
     set_xattr,
 )
-from fusestore.driver.union.layerdir import Attr, LayerDir
+from fusestore.driver.union.layerdir import ORIGIN, Attr, LayerDir, Place
 from fusestore.driver.whiteout import Spelling
 from fusestore.syscalls import RENAME_EXCHANGE, RENAME_WHITEOUT, rename
-
-ORIGIN = b"user.overlay.fusestore.origin"
-REDIRECT = b"user.overlay.redirect"
-METACOPY = b"user.overlay.metacopy"
-
-Place = tuple[LayerDir, bytes]
 
 
 class Upper:

@@ -22,11 +22,10 @@ from fusestore.driver import acl, whiteout
 from fusestore.driver.ownership import Metadata
 from fusestore.driver.union import copyup
 from fusestore.driver.union.files import FilesUnion
-from fusestore.driver.union.layerdir import WHITEOUT, Attr
-from fusestore.driver.union.merged import changed
+from fusestore.driver.union.layerdir import REDIRECT, WHITEOUT, Attr
 from fusestore.driver.union.nodes import Node
+from fusestore.driver.union.raising import changed
 from fusestore.driver.union.resolve import children, join, resolve
-from fusestore.driver.union.upper import REDIRECT
 from fusestore.driver.whiteout import Spelling
 from fusestore.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 
@@ -105,7 +104,7 @@ class WritableUnion(FilesUnion):
         self._check_name(directory, name)
         self._raise_directory(directory)
         path = join(self.place(directory), name)
-        top = self.upper.tree.look(path)
+        top = self.tree.look(path)
         if top is WHITEOUT:
             return directory, path, True
         if top is not None or self._is_below(directory, name):
@@ -148,7 +147,7 @@ class WritableUnion(FilesUnion):
     def _born(self, directory: Node, name: bytes, meta: Metadata, st: os.stat_result | None = None) -> Node:
         """The node of what was just made, counted."""
         if st is None:
-            st = os.stat(join(self.place(directory), name), dir_fd=self.upper.tree.fd, follow_symlinks=False)
+            st = os.stat(join(self.place(directory), name), dir_fd=self.tree.fd, follow_symlinks=False)
         attr = Attr(st)
         attr.mode, attr.uid, attr.gid, attr.rdev = meta.mode, meta.uid, meta.gid, meta.rdev
         if stat.S_IFMT(meta.mode) not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
@@ -247,7 +246,7 @@ class WritableUnion(FilesUnion):
         """Keep the inode of a directory that goes while somebody may still be in it."""
         live = self._live(node)
         if live.anchor < 0 and node.nlookup > 0:
-            live.anchor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.upper.tree.fd)
+            live.anchor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.tree.fd)
 
     def _directory_gone(self, node: Node) -> None:
         live = self._live(node)
@@ -275,7 +274,7 @@ class WritableUnion(FilesUnion):
             self._check_replaceable(node, target)
         self._prepare(node, new, new_name)
         path, new_path = join(self.place(old), name), join(self.place(new), new_name)
-        covered = target is None and self.upper.tree.look(new_path) is WHITEOUT
+        covered = target is None and self.tree.look(new_path) is WHITEOUT
         kept = target is not None and self._make_way(target, new, new_name, new_path)
         cover = self._is_below(old, name)
         self.upper.move(path, new_path, cover=cover, covered=covered, directory=stat.S_ISDIR(node.attr.mode))
