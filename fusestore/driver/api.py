@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fusestore.digest import CacheID, Readable
 
@@ -42,6 +43,21 @@ class Applied:
     size: int
     reproducible: bool
     entries: int
+
+
+class ChangeKind(Enum):
+    """What happened to a path; the values are the letters of ``podman diff``."""
+
+    MODIFY = "C"
+    ADD = "A"
+    DELETE = "D"
+
+
+class Change(NamedTuple):
+    """A path of a layer, relative to the root, and what the layer does to it."""
+
+    kind: ChangeKind
+    path: bytes
 
 
 class Held(Protocol):

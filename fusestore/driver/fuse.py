@@ -13,15 +13,17 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fusestore.digest import CacheID, Readable
-from fusestore.driver import below, mounter
-from fusestore.driver.api import Applied, Limits
+from fusestore.driver import below, diff, mounter
+from fusestore.driver.api import Applied, Change, Limits
 from fusestore.driver.apply import unpack
 from fusestore.driver.layout import Home, MountSpec, UpperSpec, View
 from fusestore.driver.ownership import Metadata, finish
+from fusestore.driver.union.layerdir import LayerDir
+from fusestore.driver.union.merged import MergedUnion
 from fusestore.driver.union.tree import Union
 from fusestore.files import lock, opened
 
@@ -82,6 +84,26 @@ class FuseDriver(Home):
             specs = self.layer_specs(self.chain(cache_id))
             with below.opened(specs, self.ownership, self.spelling) as union:
                 yield union
+
+    @contextmanager
+    def _with_changes(self, cache_id: CacheID) -> Iterator[MergedUnion]:
+        """The layer on top of its parents, told apart.  Holds it."""
+        with self.hold(cache_id), ExitStack() as stack:
+            tree, *lowers = (
+                stack.enter_context(LayerDir(spec.path, self.ownership, self.spelling, spec.links))
+                for spec in self.layer_specs(self.chain(cache_id))
+            )
+            yield MergedUnion(tree, lowers)
+
+    def changes(self, cache_id: CacheID) -> list[Change]:
+        """What the layer changes in its parents."""
+        with self._with_changes(cache_id) as union:
+            return diff.changes(union)
+
+    def diff(self, cache_id: CacheID) -> Iterator[bytes]:
+        """The layer's changes as a tar; the time of whiteouts is SOURCE_DATE_EPOCH, else 0."""
+        with self._with_changes(cache_id) as union:
+            yield from diff.diff(union, int(os.environ.get("SOURCE_DATE_EPOCH", "0")))
 
     def diff_directory(self, cache_id: CacheID) -> Path:
         """Where the layer's own files are."""

@@ -30,6 +30,7 @@ ALLOWED = {
     "reference": set(),
     "config": set(),
     "tar": set(),
+    "tar_writer": set(),
     "driver.api": {"driver.union.tree"},  # for its type only
     "driver.whiteout": set(),
     "driver.ownership": set(),
@@ -45,6 +46,7 @@ ALLOWED = {
         "driver.confine",
     },
     "driver.below": {"driver.apply", "driver.layout", "driver.ownership", "driver.whiteout"} | UNION,
+    "driver.diff": {"tar_writer", "driver.api", "driver.whiteout"} | UNION,
     "driver.union.layerdir": {"driver.whiteout", "driver.ownership"},
     "driver.union.resolve": {"driver.union.layerdir"},
     "driver.union.nodes": {"driver.union.layerdir", "driver.union.copyup"},  # the latter for its type only
@@ -110,8 +112,9 @@ ALLOWED = {
         "driver.layout",
         "driver.mounter",
         "driver.ownership",
-        "driver.union.tree",
-    },
+        "driver.diff",
+    }
+    | UNION,
     "driver.vfs": {
         "syscalls",
         "files",

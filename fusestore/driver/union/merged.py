@@ -82,12 +82,16 @@ class MergedUnion(Union):
             if redirect is not None:
                 below = join(below.rpartition(b"/")[0], redirect)
             return resolve(directory.layers, below) if directory.layers else None
-        entry = resolve(self._lowers, b"") if self._lowers else None
+        entry = self.bottom()
         for name in redirect.strip(b"/").split(b"/"):
             if entry is None or not stat.S_ISDIR(entry.attr.mode):
                 return None
             entry = resolve(entry.layers, join(entry.path, name))
         return entry
+
+    def bottom(self) -> Entry | None:
+        """The root without the top layer."""
+        return resolve(self._lowers, b"") if self._lowers else None
 
     def _origin(self, marks: dict[bytes, bytes], top: Attr) -> Attr | None:
         """The lower object that an upper one was copied from, if that can be seen to be true."""
