@@ -34,12 +34,21 @@ class IdMap:
 
     def stored(self, number: int) -> int:
         """The id to store for one that is shown.  Raises OSError (EINVAL, as chown(2) for an unmapped id)."""
+        found = self._stored(number)
+        if found is None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return found
+
+    def stored_of_caller(self, number: int) -> int:
+        """The same for whoever makes a file, and may be anybody: without a range it is the overflow id's."""
+        found = self._stored(number)
+        return self._overflow if found is None else found
+
+    def _stored(self, number: int) -> int | None:
         for stored, shown, count in self._ranges:
             if shown <= number < shown + count:
                 return stored + number - shown
-        if self._ranges:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return number
+        return None if self._ranges else number
 
     @property
     def squashes(self) -> bool:

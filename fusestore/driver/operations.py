@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 # A lower file this small is put into the page cache while it is opened, which saves the READ request.
 _PREFILL = 128 << 10
 
-_STATVFS = ["bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"]
+_STATVFS = ["bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail"]
 
 _NO_SUCH_CALL = FUSEError(errno.ENOSYS)
 
@@ -237,6 +237,7 @@ class Operations(pyfuse3.Operations):
             backing, reply = self._union.statvfs(), pyfuse3.StatvfsData()
             for field in _STATVFS:
                 setattr(reply, f"f_{field}", getattr(backing, f"f_{field}"))
+            reply.f_namemax = self._union.name_max(backing)
             return reply
         except Exception as exc:
             raise error(exc) from None

@@ -51,7 +51,8 @@ class WritableOperations(Operations):
         """Whose a new object is."""
         if self._view.as_root:
             return Owner(0, 0, ctx.umask)
-        return Owner(self._uids.stored(ctx.uid), self._gids.stored(ctx.gid), ctx.umask)
+        uid, gid = self._uids.stored_of_caller(ctx.uid), self._gids.stored_of_caller(ctx.gid)
+        return Owner(uid, gid, ctx.umask)
 
     # -- copy-up --------------------------------------------------------------------------------------
 

@@ -176,16 +176,22 @@ class RaisingUnion(MergedUnion):
         """`staged` is the copy of `node`, in the place of all of its names."""
         live = self._live(node)
         others = self._other_names(node)
+        for directory, _ in others:
+            self._raise_directory(directory)
+        paths = [join(self.place(directory), name) for directory, name in others]
+        note = None
         if live.unnamed:
             live.hidden = staged
         else:
             self._raise_directory(node.parent)
+            note = self.upper.intend([self.place(node), *paths]) if paths else None
             self._place(node, staged)
         self._arrived(node, layers)
-        for directory, name in others:
-            self._raise_directory(directory)
-            self.upper.link(self.at(node), join(self.place(directory), name), covered=False)
+        for (directory, _), path in zip(others, paths, strict=True):
+            self.upper.link(self.at(node), path, covered=False)
             self._restore_times(directory)
+        if note is not None:
+            self.upper.discard(note)
 
     def _other_names(self, node: Node) -> list[tuple[Node, bytes]]:
         """Where else the lower file `node` is to be seen."""

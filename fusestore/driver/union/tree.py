@@ -219,6 +219,10 @@ class Union:
         """The filesystem of the topmost layer."""
         return self.at(self.node(ROOT))[0].statvfs()
 
+    def name_max(self, backing: os.statvfs_result) -> int:
+        """The most bytes of a name, where the topmost layer's filesystem is `backing`."""
+        return backing.f_namemax
+
     # -- directories ----------------------------------------------------------------------------------
 
     def opendir(self, ino: int) -> int:

@@ -6,7 +6,9 @@ disappears goes the same way back: one rename puts a whiteout into its place (RE
 process that is killed leaves a valid upper, and some garbage in the work directory, which is emptied when
 it is next used.
 
-A file that lost its last name while it was open lives on in the work directory ("hidden").
+A file that lost its last name while it was open lives on in the work directory ("hidden").  Only a file
+with several names takes several steps to appear; what is to be linked is written down before (`intend`),
+and done by whoever comes next if it was not.
 
 xattrs, all invisible in a mount, of which only `origin` is written where not asked for more:
 
@@ -27,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import stat
 from collections.abc import Iterable
@@ -49,6 +52,8 @@ from fusestore.driver.ownership import (
 from fusestore.driver.union.layerdir import ORIGIN, Attr, LayerDir, Place
 from fusestore.driver.whiteout import Spelling
 from fusestore.syscalls import RENAME_EXCHANGE, RENAME_WHITEOUT, rename
+
+_INTENT = b"links-"
 
 
 class Upper:
@@ -81,7 +86,10 @@ class Upper:
         umask = os.umask(0)
         os.umask(umask)
         self._masked = umask != 0
-        _empty(work)
+        _claim(work)
+        self._carry_out()
+        for name in os.listdir(work.fd):
+            _remove_tree(work.fd, os.fsencode(name))
 
     def close(self) -> None:
         """Close both directories."""
@@ -204,6 +212,40 @@ class Upper:
             os.link(old, path, src_dir_fd=layer.fd, dst_dir_fd=self.tree.fd, follow_symlinks=False)
             if covered:
                 self._uncover(path)
+
+    # -- several names at once ------------------------------------------------------------------------
+
+    def intend(self, paths: list[bytes]) -> bytes | None:
+        """Write down that `paths` are going to be names of one file; the name of the note in the work
+        directory.
+
+        None where a path only holds for this process.
+        """
+        if any(path.startswith(b"/") for path in paths):
+            return None
+        note = _INTENT + self.stage()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(note, flags, 0o600, dir_fd=self.work.fd), "w", encoding="ascii") as file:
+            json.dump([os.fsdecode(path) for path in paths], file)
+        return note
+
+    def _carry_out(self) -> None:
+        """Finish what a process that died had written down."""
+        for note in os.listdir(self.work.fd):
+            if not note.startswith(os.fsdecode(_INTENT)):
+                continue
+            with open(os.open(note, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.work.fd), "rb") as file:
+                text = file.read()
+            with contextlib.suppress(ValueError):  # it died while writing, before it did anything
+                self._link_all([os.fsencode(path) for path in json.loads(text)])
+
+    def _link_all(self, paths: list[bytes]) -> None:
+        done = [path for path in paths if self.tree.look(path) is not None]
+        for path in [path for path in paths if done and path not in done]:
+            above = path.rpartition(b"/")[0] or b"."
+            st = os.stat(above, dir_fd=self.tree.fd)
+            self.link((self.tree, done[0]), path, covered=False)
+            os.utime(above, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=self.tree.fd)
 
     # -- taking away ----------------------------------------------------------------------------------
 
@@ -379,14 +421,12 @@ def _remove_xattr(path: bytes, name: bytes) -> None:
             raise
 
 
-def _empty(work: LayerDir) -> None:
-    """Delete everything in the work directory; two users of one would destroy each other's files."""
+def _claim(work: LayerDir) -> None:
+    """Two users of one work directory would destroy each other's files."""
     try:
         fcntl.flock(work.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OSError(errno.EBUSY, "the work directory is in use by another mount", work.path) from None
-    for name in os.listdir(work.fd):
-        _remove_tree(work.fd, os.fsencode(name))
 
 
 def _remove_tree(directory: int, name: bytes) -> None:

@@ -114,11 +114,13 @@ class WritableUnion(FilesUnion):
     def _check_name(self, directory: Node, name: bytes) -> None:
         if name.startswith(whiteout.PREFIX):
             raise _error(errno.EINVAL)
-        room = len(whiteout.PREFIX) if self.upper.spelling is Spelling.NAME else 0
-        if len(name) + room > _NAME_MAX:
+        if self.upper.spelling is Spelling.NAME and len(name) + len(whiteout.PREFIX) > _NAME_MAX:
             raise _error(errno.ENAMETOOLONG)
         if directory.live is not None and directory.live.unnamed:
             raise _error(errno.ENOENT)
+
+    def name_max(self, backing: os.statvfs_result) -> int:
+        return backing.f_namemax - (len(whiteout.PREFIX) if self.upper.spelling is Spelling.NAME else 0)
 
     def _is_below(self, directory: Node, name: bytes) -> bool:
         """True when the lowers of `directory` have `name`, visible or not."""
