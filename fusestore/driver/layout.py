@@ -60,6 +60,7 @@ class UpperSpec:
     spelling: Spelling | None = None
     metacopy: bool = True
     redirect: bool = True
+    plain_symlinks: bool = False
     sync: bool = True
 
     @classmethod

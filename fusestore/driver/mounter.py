@@ -41,6 +41,8 @@ _DEADLINE = 30  # seconds for a server to come up; 0.2 is usual
 _EXIT_DEADLINE = 10  # seconds for it to leave after its filesystem is gone
 _FORCED_EXIT_DEADLINE = 1  # the same where somebody may still have files open, which keeps it
 _ESCAPED = re.compile(r"\\([0-7]{3})")
+# What fusermount3 knows; on others it fails.
+_HELPER_OPTIONS = {"ro", "nosuid", "nodev", "noexec", "noatime", "sync", "dirsync"}
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
@@ -165,7 +167,8 @@ def _mount_by_helper(spec: MountSpec, mountpoint: Path) -> int:
     program = preflight.fusermount()
     if program is None:
         raise _unavailable(mountpoint, "fusermount3 is not installed")
-    options = ",".join([*_options(spec), f"fsname={source_name(spec)}", "subtype=fusestore", *_access(spec)])
+    known = [name for name in _options(spec) if name in _HELPER_OPTIONS]
+    options = ",".join([*known, f"fsname={source_name(spec)}", "subtype=fusestore", *_access(spec)])
     ours, theirs = socket.socketpair()
     with ours, theirs:
         try:
@@ -397,7 +400,7 @@ def _mount_table() -> dict[str, str]:
 def is_dead(mountpoint: Path) -> bool:
     """True for a mount whose server is gone: every call on it fails with ENOTCONN."""
     try:
-        os.stat(mountpoint)
+        os.statvfs(mountpoint)  # stat(2) may come from the kernel's cache
     except OSError as exc:
         return exc.errno == errno.ENOTCONN
     return False

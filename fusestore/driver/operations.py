@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyfuse3
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from fusestore.driver import loop
 from fusestore.driver.idmap import group_map, user_map
@@ -139,7 +139,7 @@ class Operations(pyfuse3.Operations):
         except Exception as exc:
             raise error(exc) from None
 
-    async def open(self, ino: int, flags: int, ctx: object) -> FileInfo:
+    async def open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
         """FUSE_OPEN.  The handle is the fd of the backing file, so that `read` is one pread."""
         try:
             fd = self._union.open(ino, flags)

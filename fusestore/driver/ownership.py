@@ -27,6 +27,12 @@ from enum import Enum
 from functools import lru_cache
 
 OVERRIDE_STAT = b"user.containers.override_stat"
+#: Under which names it may be; fuse-overlayfs's own two are for REAL xattrs otherwise, and older.
+OVERRIDE_STATS = (
+    b"security.fuseoverlayfs.override_stat",
+    OVERRIDE_STAT,
+    b"user.fuseoverlayfs.override_stat",
+)
 OVERRIDE_PREFIX = b"user.containers.override_"
 
 #: xattrs by which a union filesystem remembers what it did: opaque, redirect, metacopy, origin.
@@ -56,7 +62,7 @@ _TYPES = {
     b"char": stat.S_IFCHR,
 }
 _OVERRIDE = re.compile(
-    rb"(?P<uid>\d{1,10}):(?P<gid>\d{1,10}):(?P<mode>[0-7]{1,5})"
+    rb"(?P<uid>\d{1,10}):(?P<gid>\d{1,10}):(?P<mode>[0-7]{1,7})"
     rb"(?::(?:(?P<type>file|dir|symlink|pipe|socket)|(?P<device>block|char)-(?P<major>\d+)-(?P<minor>\d+)))?"
 )
 _TYPE_NAMES = {mode: name for name, mode in _TYPES.items()}
@@ -110,17 +116,20 @@ def encode(meta: Metadata) -> bytes:
 def decode(value: bytes) -> tuple[int, int, int, int | None, int]:
     """An ``override_stat`` value as (uid, gid, permission bits, type bits or None, rdev).
 
-    Raises ValueError for anything that is not one.
+    fuse-overlayfs 1.10 has the type in the mode.  Raises ValueError for anything that is not one.
     """
     match = _OVERRIDE.fullmatch(value)
     if match is None:
         raise ValueError(f"override_stat {value!r}")
     uid, gid, permissions = int(match["uid"]), int(match["gid"]), int(match["mode"], 8)
     major, minor = int(match["major"] or 0), int(match["minor"] or 0)
-    if max(uid, gid) >= _ID_LIMIT or permissions > 0o7777 or not is_device_number(major, minor):
+    named = match["type"] or match["device"]
+    kind = _TYPES[named] if named else stat.S_IFMT(permissions) or None
+    if max(uid, gid) >= _ID_LIMIT or permissions > 0o177777 or not is_device_number(major, minor):
         raise ValueError(f"override_stat {value!r}")
-    kind = match["type"] or match["device"]
-    return uid, gid, permissions, _TYPES[kind] if kind else None, os.makedev(major, minor)
+    if kind is not None and kind not in _TYPE_NAMES:
+        raise ValueError(f"override_stat {value!r}")
+    return uid, gid, permissions & 0o7777, kind, os.makedev(major, minor)
 
 
 def is_device_number(major: int, minor: int) -> bool:

@@ -94,7 +94,7 @@ class Options:
 
 
 def split(text: str, separator: str) -> list[str]:
-    r"""`text` at each separator that is not escaped by a backslash nor inside double quotes.
+    r"""`text` at each separator that is not escaped by a backslash nor in a value in double quotes.
 
     An escaped separator loses its backslash; any other backslash stays.
     """
@@ -103,7 +103,7 @@ def split(text: str, separator: str) -> list[str]:
         char = text[position]
         if char == "\\" and text[position + 1 : position + 2] == separator:
             char, position = separator, position + 1
-        elif char == '"':
+        elif char == '"' and (quoted or parts[-1].endswith("=")):
             quoted = not quoted
         elif char == separator and not quoted:
             parts.append("")
@@ -153,6 +153,14 @@ def plan(options: Options, target: Path) -> MountSpec:
     if not lowers:
         raise ValueError("lowerdir is missing: -o lowerdir=DIR[:DIR...]")
     places = [*lowers, *([upper.path, upper.work] if upper else [])]
+    for name, place in zip(("upperdir", "workdir"), places[len(lowers) :], strict=False):
+        if target != Path(place) and target.is_relative_to(place):
+            raise ValueError(f"{target} is inside {name}={place}; mount somewhere else")
+    view = _view(options, upper.path if upper else lowers[0])
+    if upper is not None:
+        os.makedirs(upper.work, mode=0o700, exist_ok=True)
+        if options.number("xattr_permissions"):
+            _mark(upper.path)
     root = os.geteuid() == 0
     return MountSpec(
         tuple(LayerSpec(path) for path in lowers),
@@ -164,7 +172,7 @@ def plan(options: Options, target: Path) -> MountSpec:
         allow_root=options.on("allow_root"),
         options=tuple(name for name, given in options.flags.items() if given),
         upper=upper,
-        view=_view(options, upper.path if upper else lowers[0]),
+        view=view,
     )
 
 
@@ -188,17 +196,14 @@ def _upper(options: Options) -> UpperSpec | None:
         raise ValueError(f"workdir={workdir} is not on the filesystem of upperdir={path}")
     if Path(path).is_relative_to(workdir) or Path(workdir).is_relative_to(path):
         raise ValueError("neither of upperdir and workdir may be inside the other")
-    work = os.path.join(workdir, "work")
-    os.makedirs(work, mode=0o700, exist_ok=True)
-    if options.number("xattr_permissions"):
-        _mark(path)
     disabled = os.environ.get("FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT") is not None
     return UpperSpec(
         path,
-        work,
+        os.path.join(workdir, "work"),
         spelling=Spelling.NAME if disabled else None,
         metacopy=options.on("metacopy"),
         redirect=options.on("redirect_dir"),
+        plain_symlinks=True,
         sync=_syncs(options),
     )
 
@@ -269,18 +274,18 @@ def _has_acls(directory: str) -> bool:
 # -- running ----------------------------------------------------------------------------------------------
 
 
-def _run(spec: MountSpec, target: Path, *, foreground: bool) -> None:
+def _run(spec: MountSpec, target: Path, *, foreground: bool, debug: bool) -> None:
     """Mount, and serve: here, or in a child, and then return when it can be used."""
     from fusestore.driver import mounter, server  # 0.1 s, which --help need not take
 
-    union = server.open_union(spec)
     if mounter.is_dead(target):
         mounter.detach(str(target))
     if not target.is_dir():
         raise InvalidMountpoint(str(target), "no such directory; create it first")
+    union = server.open_union(spec, str(target))
     fd = mounter.open_fuse(spec, target)
     if foreground:
-        server.serve(union, spec, fd, str(target), lambda: None)
+        server.serve(union, spec, fd, str(target), lambda: None, debug=debug)
         return
     ours, theirs = os.pipe()
     if os.fork() == 0:
@@ -307,7 +312,9 @@ def _detach(ready: int) -> None:
 
 
 def _close_inherited() -> None:
-    """Callers leave pipes open in us that somebody waits to be closed."""
+    """Callers leave pipes open in us that somebody waits to be closed, or close what everybody has."""
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2:
             try:
@@ -335,7 +342,7 @@ def _arguments(arguments: Sequence[str]) -> tuple[list[str], set[str], list[str]
         elif word.startswith("-o"):
             texts.append(word[2:])
         elif word in ("-f", "-d", "--debug", "-h", "--help", "-V", "--version"):
-            switches.add(word.lstrip("-")[0])
+            switches.add({"--debug": "d", "--help": "h", "--version": "V"}.get(word, word[1:]))
         elif word == "--":
             rest += todo
             break
@@ -360,7 +367,7 @@ def main() -> None:
         if not foreground:
             _close_inherited()
         target = Path(os.path.realpath(rest[0]) if not _is_stale(rest[0]) else os.path.abspath(rest[0]))
-        _run(plan(parse(texts, _warn), target), target, foreground=foreground)
+        _run(plan(parse(texts, _warn), target), target, foreground=foreground, debug="d" in switches)
     except (ValueError, OSError, FusestoreError) as exc:
         _warn(_reason(exc))
         sys.exit(1)
@@ -368,7 +375,7 @@ def main() -> None:
 
 def _is_stale(path: str) -> bool:
     try:
-        os.stat(path)
+        os.statvfs(path)  # of a dead mount stat(2) may come from the kernel's cache
     except OSError as exc:
         return exc.errno == errno.ENOTCONN
     return False

@@ -40,8 +40,8 @@ from fusestore.syscalls import raise_fd_limit
 _log = logging.getLogger("fusestore.server")
 
 
-def open_union(spec: MountSpec) -> Union:
-    """The union of `spec`, every layer locked.  Raises OSError.
+def open_union(spec: MountSpec, mountpoint: str) -> Union:
+    """The union of `spec`, every layer locked, for a mount on `mountpoint`.  Raises OSError.
 
     We work in the driver's home, if it has one, so that layers have short names.
     """
@@ -50,13 +50,25 @@ def open_union(spec: MountSpec) -> Union:
     if spec.home:
         os.chdir(spec.home)
     layers = [_open_layer(spec, layer.path, layer.links, layer.lock) for layer in spec.layers]
+    for layer in layers:
+        inside = os.path.relpath(mountpoint, layer.path)
+        if inside != "." and not inside.startswith(".."):
+            layer.go_below(os.fsencode(inside), os.open(mountpoint, os.O_PATH | os.O_CLOEXEC))
     if spec.upper is None:
         return Union(layers)
     tree = _open_layer(spec, spec.upper.path, None, spec.upper.lock)
     work = _open_layer(spec, spec.upper.work, None, None)
     spelling = spec.upper.spelling or spec.spelling or whiteout.probe(work.fd)
-    flags = {"metacopy": spec.upper.metacopy, "redirect": spec.upper.redirect, "sync": spec.upper.sync}
-    return WritableUnion(Upper(tree, work, spelling, **flags), layers)
+    upper = Upper(
+        tree,
+        work,
+        spelling,
+        metacopy=spec.upper.metacopy,
+        redirect=spec.upper.redirect,
+        plain_symlinks=spec.upper.plain_symlinks,
+        sync=spec.upper.sync,
+    )
+    return WritableUnion(upper, layers)
 
 
 def _open_layer(spec: MountSpec, path: str, links: str | None, locked: str | None) -> LayerDir:
@@ -87,15 +99,25 @@ async def _run(loop: Loop, mountpoint: str) -> None:
         nursery.cancel_scope.cancel()
 
 
-def serve(union: Union, spec: MountSpec, fd: int, mountpoint: str, started: Callable[[], None]) -> None:
+def serve(
+    union: Union,
+    spec: MountSpec,
+    fd: int,
+    mountpoint: str,
+    started: Callable[[], None],
+    *,
+    debug: bool = False,
+) -> None:
     """Answer the requests that come from the /dev/fuse fd `fd` until `mountpoint` is unmounted.
 
-    `started` is called when it can be used.  Raises OSError.
+    `started` is called when it can be used; `debug` prints every request on stderr.  Raises OSError.
     """
     loop = Loop(fd)
     options = {f"fsname={mounter.source_name(spec)}", "subtype=fusestore"}
     if spec.allow_root:
         options.add("allow_root")
+    if debug:
+        options.add("debug")
     make = WritableOperations if isinstance(union, WritableUnion) else Operations
     pyfuse3.init(make(union, spec.view, loop, started), f"/dev/fd/{fd}", options)  # type: ignore[arg-type]
     trio.run(_run, loop, mountpoint)
@@ -113,7 +135,8 @@ def _serve(order: dict[str, object]) -> None:
 
     spec = MountSpec.from_json(order["spec"])  # type: ignore[arg-type]
     try:
-        serve(open_union(spec), spec, int(str(order["fd"])), str(order["mountpoint"]), started)
+        mountpoint = str(order["mountpoint"])
+        serve(open_union(spec, mountpoint), spec, int(str(order["fd"])), mountpoint, started)
     finally:
         if known:  # else our starter holds the lock, and waits for us
             mounter.forget(order, os.getpid())

@@ -4,8 +4,7 @@ What may take long, the copying of a large file and fsync, happens in a thread w
 answered (`Loop.aside`).  Two who want the same file copied up: the second waits for the first.
 
 With the writeback cache the kernel merges small writes and keeps size and mtime of a file itself until it
-sends them.  We drop setuid ourselves where we may not ask the kernel to (HANDLE_KILLPRIV_V2, see `Loop`):
-root's writes keep it, and a request does not say whose it is; so for real root the kernel does it.
+sends them.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -24,6 +24,7 @@ from fusestore.driver.acl import ACCESS, DEFAULT
 from fusestore.driver.layout import View
 from fusestore.driver.loop import Loop
 from fusestore.driver.operations import Operations, error
+from fusestore.driver.union.files import Writer
 from fusestore.driver.union.writable import Owner, WritableUnion
 
 # Below this many bytes a file is copied at once: a thread costs 0.1 ms, what 128 KiB take.
@@ -43,8 +44,8 @@ class WritableOperations(Operations):
 
     def init(self) -> None:
         """FUSE_INIT."""
-        flags = loop.PARALLEL_DIROPS | loop.CACHE_SYMLINKS | loop.DONT_MASK
-        self._loop.negotiate(flags if self._is_root else flags | loop.HANDLE_KILLPRIV_V2)
+        wanted = loop.PARALLEL_DIROPS | loop.CACHE_SYMLINKS | loop.DONT_MASK | loop.HANDLE_KILLPRIV_V2
+        self._loop.negotiate(wanted)
         self._started()
 
     def _owner(self, ctx: RequestContext) -> Owner:
@@ -53,6 +54,10 @@ class WritableOperations(Operations):
             return Owner(0, 0, ctx.umask)
         uid, gid = self._uids.stored_of_caller(ctx.uid), self._gids.stored_of_caller(ctx.gid)
         return Owner(uid, gid, ctx.umask)
+
+    def _writer(self, ctx: RequestContext) -> Writer:
+        """Who writes: the host's root keeps setuid, which is more than root of a user namespace may."""
+        return None if self._is_root and not ctx.uid else partial(_is_in_group, ctx)
 
     # -- copy-up --------------------------------------------------------------------------------------
 
@@ -94,13 +99,13 @@ class WritableOperations(Operations):
 
     # -- inodes ---------------------------------------------------------------------------------------
 
-    async def open(self, ino: int, flags: int, ctx: object) -> FileInfo:
+    async def open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
         """FUSE_OPEN."""
         if not self._writable.changes(flags):
             return await super().open(ino, flags, ctx)
         try:
             await self._raise(ino, limit=0 if flags & os.O_TRUNC else None)
-            return FileInfo(fh=self._writable.open(ino, flags))
+            return FileInfo(fh=self._writable.open(ino, flags, self._writer(ctx)))
         except Exception as exc:
             raise error(exc) from None
 
@@ -134,7 +139,7 @@ class WritableOperations(Operations):
             raise error(exc) from None
 
     async def setattr(
-        self, ino: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: object
+        self, ino: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
         """FUSE_SETATTR."""
         try:
@@ -147,10 +152,15 @@ class WritableOperations(Operations):
                 "atime_ns": attr.st_atime_ns if fields.update_atime else None,
                 "mtime_ns": attr.st_mtime_ns if fields.update_mtime else None,
             }
+            node = self._writable.node(ino)
+            # The kernel writes times back that it has kept; those that we have need no copy-up.
+            if fields.update_ctime and wanted["mtime_ns"] == self._writable.attr(node).mtime_ns:
+                wanted["mtime_ns"] = None
             if all(value is None for value in wanted.values()):
-                return self._reply(self._writable.node(ino))
-            await self._raise(ino, data=size is not None, limit=size)
-            return self._reply(self._writable.setattr(ino, **wanted, handle=fh))
+                return self._reply(node)
+            if node.live is None or not node.live.unnamed:
+                await self._raise(ino, data=size is not None, limit=size)
+            return self._reply(self._writable.setattr(ino, **wanted, handle=fh, writer=self._writer(ctx)))
         except Exception as exc:
             raise error(exc) from None
 
@@ -191,7 +201,8 @@ class WritableOperations(Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         """FUSE_CREATE."""
         try:
-            node, fd = self._writable.create(parent, name, stat.S_IMODE(mode), flags, self._owner(ctx))
+            owner, writer = self._owner(ctx), self._writer(ctx)
+            node, fd = self._writable.create(parent, name, stat.S_IMODE(mode), flags, owner, writer)
             return FileInfo(fh=fd), self._reply(node)
         except Exception as exc:
             raise error(exc) from None
@@ -252,3 +263,15 @@ class WritableOperations(Operations):
             self._writable.rename(parent, name, new_parent, new_name, flags)
         except Exception as exc:
             raise error(exc) from None
+
+
+def _is_in_group(ctx: RequestContext, gid: int) -> bool:
+    """True when the process that sent a request is in the group `gid`."""
+    if gid == ctx.gid:
+        return True
+    try:
+        with open(f"/proc/{ctx.pid}/status", encoding="ascii") as lines:
+            groups = next(line for line in lines if line.startswith("Groups:"))
+    except (OSError, StopIteration):
+        return False
+    return str(gid) in groups.split()[1:]

@@ -78,6 +78,7 @@ ALLOWED = {
         "driver.layout",
         "driver.loop",
         "driver.operations",
+        "driver.union.files",
         "driver.union.writable",
     },
     "driver.loop": set(),

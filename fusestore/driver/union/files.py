@@ -3,8 +3,10 @@
 Handles are fds, so that `read` and `write` are one system call.  Those of readers that opened a file while it
 was in a lower layer are re-pointed (dup2) when it is copied up.
 
-In an upper that keeps owners in xattrs nobody takes setuid, setgid and capabilities off a file that is
-written to or given away, since its backing file has none of them; so that happens here.
+Setuid, setgid and capabilities come off a file that is written to or given away.  The kernel leaves that to
+us (FUSE_HANDLE_KILLPRIV_V2), and the backing file does not do it either where we are root, or where it has
+none of them because the truth is in xattrs.  Who writes is known when a file is opened: `Writer` is None
+for somebody who may keep them (CAP_FSETID), else it tells whether the writer is in a group.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from fusestore.driver import acl
 from fusestore.driver.ownership import Ownership
@@ -23,6 +26,8 @@ from fusestore.driver.union.upper import Upper
 
 _CAPABILITY = b"security.capability"
 
+Writer = Callable[[int], bool] | None
+
 
 class FilesUnion(RaisingUnion):
     """The verbs that act on one inode."""
@@ -30,9 +35,9 @@ class FilesUnion(RaisingUnion):
     def __init__(self, upper: Upper, layers: Sequence[LayerDir]) -> None:
         super().__init__(upper, layers)
         self._handles: dict[int, tuple[Node, bool]] = {}  # fd of an open file: its node, may it write
-        self._privileged: set[int] = set()  # those whose first write has to drop setuid
+        self._strict: dict[int, Writer] = {}  # those whose first write has to drop setuid
 
-    def open(self, ino: int, flags: int) -> int:
+    def open(self, ino: int, flags: int, writer: Writer = None) -> int:
         """A file of the union as an fd, to be closed by `release`.
 
         One opened for writing can also be read: the kernel's page cache fills up partly written pages.
@@ -46,10 +51,10 @@ class FilesUnion(RaisingUnion):
             fd = self.upper.open(self.at(node), os.O_RDWR | truncate)
         except PermissionError:
             fd = self.upper.open(self.at(node), os.O_WRONLY | truncate)
-        self._register(fd, node, writable=True)
         if truncate:
             changed(node)
-            self._drop_privileges(node)
+            self._drop_privileges(node, writer)
+        self._register(fd, node, writer, writable=True)
         return fd
 
     @staticmethod
@@ -60,18 +65,18 @@ class FilesUnion(RaisingUnion):
     def _open_for_reading(self, node: Node) -> int:
         layer, path = self.data_at(node)
         fd = layer.open(path)
-        self._register(fd, node, writable=False)
+        self._register(fd, node, None, writable=False)
         return fd
 
-    def _register(self, fd: int, node: Node, *, writable: bool) -> None:
+    def _register(self, fd: int, node: Node, writer: Writer, *, writable: bool) -> None:
         live = self._live(node)
         live.open += 1
         self._handles[fd] = node, writable
-        if writable:
-            if self._is_privileged(node):
-                self._privileged.add(fd)
-        elif node.layers:
-            live.handles.append(fd)
+        if not writable:
+            if node.layers:
+                live.handles.append(fd)
+        elif writer is not None and self._has_privileges(node):
+            self._strict[fd] = writer
 
     def release(self, handle: int) -> None:
         node, writable = self._handles.pop(handle)
@@ -79,7 +84,7 @@ class FilesUnion(RaisingUnion):
         live = self._live(node)
         live.open -= 1
         if writable:
-            self._privileged.discard(handle)
+            self._strict.pop(handle, None)
         elif handle in live.handles:
             live.handles.remove(handle)
         if live.is_nothing():
@@ -88,8 +93,8 @@ class FilesUnion(RaisingUnion):
     def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write at `offset` of an open file; how many bytes were."""
         node = self._handles[handle][0]
-        if handle in self._privileged:
-            self._drop_privileges(node)
+        if handle in self._strict:
+            self._drop_privileges(node, self._strict.pop(handle))
         node.stale, node.reply = True, None
         return os.pwrite(handle, data, offset)
 
@@ -102,7 +107,10 @@ class FilesUnion(RaisingUnion):
 
     def open_directory(self, handle: int) -> int:
         """An open directory as an fd of the backing one, for fsync; the caller's to close."""
-        layer, path = self.at(self._opened[handle].node)
+        node = self._opened[handle].node
+        if node.live is not None and node.live.gone:
+            return os.open(f"/proc/self/fd/{node.live.anchor}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        layer, path = self.at(node)
         return os.open(path or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer.fd)
 
     def setattr(
@@ -116,13 +124,22 @@ class FilesUnion(RaisingUnion):
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
         handle: int | None = None,
+        writer: Writer = None,
     ) -> Node:
-        """Change attributes; those that are None stay.  `handle` is the open file, if it came through one."""
+        """Change attributes; those that are None stay.  `handle` is the open file, if it came through one.
+
+        What has no name any more and is only to be looked at is not worth a copy.
+        """
         node = self.node(ino)
+        live = node.live
+        if live is not None and (live.gone or (live.unnamed and not node.upper and size is None)):
+            _imagine(node, mode, uid, gid, atime_ns, mtime_ns)
+            return node
         self._raise(node, data=size is not None, limit=size)
         changed(node)
         if size is not None:
             self._truncate(node, size, handle)
+            self._drop_privileges(node, writer)
         if mode is not None or uid is not None or gid is not None:
             self._set_owner_and_mode(node, mode, uid, gid)
         if atime_ns is not None or mtime_ns is not None:
@@ -141,14 +158,13 @@ class FilesUnion(RaisingUnion):
                 os.ftruncate(fd, size)
             finally:
                 os.close(fd)
-        self._drop_privileges(node)
 
     def _set_owner_and_mode(self, node: Node, mode: int | None, uid: int | None, gid: int | None) -> None:
         attr, place = self.attr(node), self.at(node)
         if mode is not None:
             attr.mode = stat.S_IFMT(attr.mode) | mode & 0o7777
         elif not stat.S_ISDIR(attr.mode):
-            attr.mode = _without_privileges(attr.mode)
+            attr.mode = _without_privileges(attr.mode, in_group=True)
             self._drop_capability(place)
         attr.uid = attr.uid if uid is None else uid
         attr.gid = attr.gid if gid is None else gid
@@ -159,25 +175,21 @@ class FilesUnion(RaisingUnion):
             if access is not None:
                 self.upper.set_xattr(place, acl.ACCESS, acl.changed_mode(access, mode))
 
-    # A backing file of the user's own cannot be setuid, so nobody but us takes the mark off.
-
-    def _is_privileged(self, node: Node) -> bool:
-        if self.upper.ownership is Ownership.REAL:
-            return False
+    def _has_privileges(self, node: Node) -> bool:
         layer, path = self.at(node)
-        mode = self.attr(node).mode
-        return mode != _without_privileges(mode) or layer.getxattr(path, _CAPABILITY) is not None
+        return bool(self.attr(node).mode & 0o6000) or layer.getxattr(path, _CAPABILITY) is not None
 
-    def _drop_privileges(self, node: Node) -> None:
-        """What Linux does to a file that is written to: no more setuid, setgid and capabilities."""
-        if self.upper.ownership is Ownership.REAL:
+    def _drop_privileges(self, node: Node, writer: Writer) -> None:
+        """What Linux does to a file that somebody writes to who is not root."""
+        if writer is None:
             return
         attr, place = self.attr(node), self.at(node)
-        if attr.mode != _without_privileges(attr.mode):
-            attr.mode = _without_privileges(attr.mode)
+        mode = attr.mode
+        if mode & 0o6000:
+            attr.mode = _without_privileges(mode, in_group=writer(attr.gid))
+        if attr.mode != mode:
             self.upper.set_owner_and_mode(place, attr)
         self._drop_capability(place)
-        self._privileged -= {fd for fd in self._privileged if self._handles[fd][0] is node}
         changed(node)
 
     def _drop_capability(self, place: Place) -> None:
@@ -225,8 +237,22 @@ class FilesUnion(RaisingUnion):
         self.upper.remove_xattr(self.at(node), name)
 
 
-def _without_privileges(mode: int) -> int:
-    """`mode` after a write: no setuid, and no setgid where it is not a mark for mandatory locking."""
-    if not stat.S_ISREG(mode) and stat.S_IFMT(mode):
-        return mode
-    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+def _imagine(
+    node: Node, mode: int | None, uid: int | None, gid: int | None, atime_ns: int | None, mtime_ns: int | None
+) -> None:
+    """Change the attributes of an object of which nothing else is left."""
+    attr = node.attr
+    attr.mode = attr.mode if mode is None else stat.S_IFMT(attr.mode) | mode & 0o7777
+    attr.uid = attr.uid if uid is None else uid
+    attr.gid = attr.gid if gid is None else gid
+    attr.atime_ns = attr.atime_ns if atime_ns is None else atime_ns
+    attr.mtime_ns = attr.mtime_ns if mtime_ns is None else mtime_ns
+    attr.ctime_ns = time.time_ns()
+    node.reply = None
+
+
+def _without_privileges(mode: int, *, in_group: bool) -> int:
+    """`mode` without setuid, and without setgid where it means that and no mandatory locking, or where the
+    writer is not `in_group` (setattr_should_drop_sgid in fs/attr.c)."""
+    drop_group = mode & stat.S_IXGRP or not in_group
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if drop_group else 0))

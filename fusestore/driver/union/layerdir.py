@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from fusestore.driver import whiteout
 from fusestore.driver.ownership import (
     OVERRIDE_STAT,
+    OVERRIDE_STATS,
     PRIVATE,
     Ownership,
     backing_xattr,
@@ -32,8 +33,12 @@ from fusestore.driver.whiteout import Spelling
 
 # By which a union remembers what it did; see `fusestore.driver.union.upper`.
 ORIGIN = b"user.overlay.fusestore.origin"
+TRUSTED_ORIGIN = b"trusted.overlay.fusestore.origin"
 REDIRECT = b"user.overlay.redirect"
 METACOPY = b"user.overlay.metacopy"
+
+_PATH_LIMIT = 3968  # bytes; the kernel takes 4,095, and a prefix has to go before
+_PARTS = 15  # names of at most 255 bytes that make a path below the limit
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 _NO_XATTR = (errno.ENODATA, errno.EOPNOTSUPP)
@@ -85,22 +90,62 @@ class LayerDir:
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._prefix = prefix if prefix is not None else b"/proc/self/fd/%d/" % self.fd
         self._named = spelling is not Spelling.DEVICE
-        self._override = ownership is Ownership.OVERRIDE
+        self._noatime = os.O_NOATIME
+        self._covered: tuple[bytes, int] | None = None
+        self._reached: tuple[bytes, int] = b"", -1
+        #: The xattr in which the owner is kept; None where it is the inode's.
+        self.override: bytes | None = OVERRIDE_STAT if ownership is Ownership.OVERRIDE else None
         if ownership is None:
-            self._override = self._xattr(b"", OVERRIDE_STAT) is not None
-        self.ownership = Ownership.OVERRIDE if self._override else Ownership.REAL
+            marks = (name for name in OVERRIDE_STATS if self._xattr(b"", name) is not None)
+            self.override = next(marks, None)
+        self.ownership = Ownership.REAL if self.override is None else Ownership.OVERRIDE
         self._links_path = links
         self._links: dict[bytes, list[bytes]] | None = None
 
     def close(self) -> None:
         """Close the root fd."""
         os.close(self.fd)
+        if self._reached[1] >= 0:
+            os.close(self._reached[1])
 
     def __enter__(self) -> LayerDir:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    # -- paths that the kernel would not take ---------------------------------------------------------
+
+    def go_below(self, path: bytes, fd: int) -> None:
+        """From now on reach the directory `path`, on which something is going to be mounted, by its `fd`."""
+        self._covered = path, fd
+
+    def _way(self, path: bytes) -> bytes:
+        """`path`, or one through a directory fd: around a mount on the way, or where it is too long."""
+        if self._covered is not None:
+            place, fd = self._covered
+            if path == place or path.startswith(place + b"/"):
+                return b"/proc/self/fd/%d/.%s" % (fd, path[len(place) :])
+        if len(path) <= _PATH_LIMIT or path[:1] == b"/":
+            return path
+        directory, _, name = path.rpartition(b"/")
+        return b"/proc/self/fd/%d/%s" % (self._reach(directory), name)
+
+    def _reach(self, directory: bytes) -> int:
+        """An fd of a directory with a long path; the last one is kept, which serves all names in it."""
+        known, fd = self._reached
+        if known != directory or fd < 0:
+            at = self.fd
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            for start in range(0, len(parts := directory.split(b"/")), _PARTS):
+                step = os.open(b"/".join(parts[start : start + _PARTS]), flags, dir_fd=at)
+                if at != self.fd:
+                    os.close(at)
+                at = step
+            if fd >= 0:
+                os.close(fd)
+            self._reached = directory, at
+        return self._reached[1]
 
     # -- one object -----------------------------------------------------------------------------------
 
@@ -109,6 +154,8 @@ class LayerDir:
         if self._named and path.rpartition(b"/")[2].startswith(whiteout.PREFIX):
             return None
         try:
+            if self._covered is not None or len(path) > _PATH_LIMIT:
+                path = self._way(path)
             attr = Attr(os.stat(path or b".", dir_fd=self.fd, follow_symlinks=False))
         except OSError as exc:
             if exc.errno in _ABSENT:
@@ -119,17 +166,17 @@ class LayerDir:
             return WHITEOUT
         if kind == stat.S_IFREG and attr.size == 0 and self._named and self._is_xattr_whiteout(path):
             return WHITEOUT
-        if self._override:
-            self._apply_override(path, attr)
+        if self.override is not None:
+            self._apply_override(path, attr, self.override)
         return attr
 
-    def _apply_override(self, path: bytes, attr: Attr) -> None:
+    def _apply_override(self, path: bytes, attr: Attr, name: bytes) -> None:
         """Put the image's owner, mode and type in the place of the backing file's."""
         attr.uid = attr.gid = 0
         kind = attr.mode & 0o170000
         if kind not in (stat.S_IFREG, stat.S_IFDIR):
             return  # cannot carry the xattr
-        value = self._xattr(path, OVERRIDE_STAT)
+        value = self._xattr(path, name)
         if value is None:
             return
         try:
@@ -155,15 +202,17 @@ class LayerDir:
         if not self._named:
             return False
         marker = path + b"/" + whiteout.OPAQUE_NAME if path else whiteout.OPAQUE_NAME
-        return self._exists(marker) or bool(path and self._has_whiteout_file(path))
+        return self.exists(marker) or bool(path and self._has_whiteout_file(path))
 
     def scan(self, path: bytes) -> Iterator[tuple[bytes, bool]]:
         """The names in the directory at `path`, each with whether it is a whiteout.  Raises OSError."""
         names: dict[bytes, bool] = {}
         suspect = self._named and self._may_hold_xattr_whiteouts(path)
-        with os.scandir(self.named(path)) as entries:
+        fd = self.open(path or b".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            entries = list(os.scandir(fd))  # by fd, so that reading a lower directory does not set its atime
             for entry in entries:
-                name = entry.name
+                name = os.fsencode(entry.name)
                 if self._named and name.startswith(whiteout.PREFIX):
                     marker, target = whiteout.tar_marker(name)
                     if marker is whiteout.Marker.WHITEOUT:
@@ -175,6 +224,8 @@ class LayerDir:
                     names[name] = False
                 else:
                     names[name] = whiteout.is_device(entry.stat(follow_symlinks=False))
+        finally:
+            os.close(fd)
         return iter(names.items())
 
     # -- content --------------------------------------------------------------------------------------
@@ -184,14 +235,21 @@ class LayerDir:
 
         O_NONBLOCK: should it be something else after all, such as a fifo, we must not wait on it.
         """
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.fd)
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            return os.open(self._way(path), flags | self._noatime, dir_fd=self.fd)
+        except PermissionError as exc:
+            if exc.errno != errno.EPERM or not self._noatime:
+                raise
+        self._noatime = 0  # not our files
+        return os.open(self._way(path), flags, dir_fd=self.fd)
 
     def readlink(self, path: bytes) -> bytes:
         """The target of the symlink at `path`.  Raises OSError."""
         try:
-            return os.readlink(path, dir_fd=self.fd)
+            return os.readlink(self._way(path), dir_fd=self.fd)
         except OSError as exc:
-            if exc.errno != errno.EINVAL or not self._override:
+            if exc.errno != errno.EINVAL or self.override is None:
                 raise
         fd = self.open(path)
         try:
@@ -238,9 +296,10 @@ class LayerDir:
 
     # -- the backing file -----------------------------------------------------------------------------
 
-    def _exists(self, path: bytes) -> bool:
+    def exists(self, path: bytes) -> bool:
+        """True when there is a file of any kind at `path`, whatever it means.  Raises OSError."""
         try:
-            os.stat(path, dir_fd=self.fd, follow_symlinks=False)
+            os.stat(self._way(path), dir_fd=self.fd, follow_symlinks=False)
         except OSError as exc:
             if exc.errno in (*_ABSENT, errno.ENAMETOOLONG):
                 return False
@@ -249,7 +308,7 @@ class LayerDir:
 
     def _has_whiteout_file(self, path: bytes) -> bool:
         directory, slash, name = path.rpartition(b"/")
-        return self._exists(directory + slash + whiteout.PREFIX + name)
+        return self.exists(directory + slash + whiteout.PREFIX + name)
 
     def _is_xattr_whiteout(self, path: bytes) -> bool:
         """Linux 6.7's spelling; as the kernel, only in a directory that says it may contain some."""
@@ -262,6 +321,7 @@ class LayerDir:
 
     def named(self, path: bytes) -> bytes:
         """`path` for calls that take no directory fd; an absolute one (see `Upper`) stays."""
+        path = self._way(path)
         if path[:1] == b"/":
             return path
         return self._prefix + path or b"."

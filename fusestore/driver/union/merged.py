@@ -16,7 +16,16 @@ import stat
 from collections.abc import Sequence
 
 from fusestore.driver import whiteout
-from fusestore.driver.union.layerdir import METACOPY, ORIGIN, REDIRECT, WHITEOUT, Attr, LayerDir, Place
+from fusestore.driver.union.layerdir import (
+    METACOPY,
+    ORIGIN,
+    REDIRECT,
+    TRUSTED_ORIGIN,
+    WHITEOUT,
+    Attr,
+    LayerDir,
+    Place,
+)
 from fusestore.driver.union.nodes import ROOT, Listed, Live, Node
 from fusestore.driver.union.resolve import Entry, join, resolve
 from fusestore.driver.union.tree import Opened, Union
@@ -95,7 +104,7 @@ class MergedUnion(Union):
 
     def _origin(self, marks: dict[bytes, bytes], top: Attr) -> Attr | None:
         """The lower object that an upper one was copied from, if that can be seen to be true."""
-        index, colon, path = marks.get(ORIGIN, b"").partition(b":")
+        index, colon, path = (marks.get(ORIGIN) or marks.get(TRUSTED_ORIGIN, b"")).partition(b":")
         if not colon or not index.isdigit() or int(index) >= len(self._lowers):
             return None
         origin = self._lowers[-1 - int(index)].look(path)
@@ -110,7 +119,7 @@ class MergedUnion(Union):
         above = []
         while node.epoch != self._epoch and node.ino != ROOT:
             if node.live is not None and node.live.unnamed:
-                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+                raise stale()
             above.append(node)
             node = node.parent
         for below in reversed(above):
@@ -154,7 +163,7 @@ class MergedUnion(Union):
         layer, path = self.at(node)
         attr = layer.look(path)
         if attr is None or attr is WHITEOUT:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise stale()
         if stat.S_ISDIR(attr.mode):
             attr.nlink = 1 if node.layers else attr.nlink
         elif node.layers:
@@ -183,3 +192,11 @@ class MergedUnion(Union):
         node = self._node(directory, listed.name, entry)
         listed.ino = node.ino
         return node
+
+
+def stale() -> OSError:
+    """What the kernel gets for a node that has no name any more: it looks the name up again.
+
+    ENOENT it would believe, though a name that was renamed over exists at every instant.
+    """
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))

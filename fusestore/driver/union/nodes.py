@@ -121,9 +121,13 @@ class Nodes:
             device = _device(layer)
             self._high.setdefault(device, len(self._high) << _SHIFT)
         self._odd: dict[tuple[int, int], int] = {}
+        #: Numbers of objects that have been copied up and cannot say from where.
+        self.kept: dict[tuple[int, int], int] = {}
 
     def number(self, attr: Attr) -> int:
         """The inode number of the object whose backing file has `attr`."""
+        if self.kept and (attr.dev, attr.ino) in self.kept:
+            return self.kept[attr.dev, attr.ino]
         high = self._high.get(attr.dev)
         if high is not None and 1 < attr.ino < 1 << _SHIFT:
             return high | attr.ino

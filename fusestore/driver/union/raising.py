@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fusestore.driver.union import copyup
 from fusestore.driver.union.copyup import CopyUp
 from fusestore.driver.union.layerdir import METACOPY, ORIGIN, REDIRECT, LayerDir, Place
-from fusestore.driver.union.merged import MergedUnion
+from fusestore.driver.union.merged import MergedUnion, stale
 from fusestore.driver.union.nodes import ROOT, Live, Node
 from fusestore.driver.union.resolve import Entry, join
 from fusestore.driver.union.upper import Upper
@@ -124,7 +124,7 @@ class RaisingUnion(MergedUnion):
     def _raise(self, node: Node, *, data: bool = True, limit: int | None = None) -> None:
         """See to it that the upper has `node`, with its data if `data`."""
         if node.live is not None and node.live.gone:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise stale()
         if stat.S_ISDIR(node.attr.mode):
             self._raise_directory(node)
         elif stat.S_ISREG(node.attr.mode):
@@ -134,7 +134,11 @@ class RaisingUnion(MergedUnion):
         elif not node.upper:
             if not self._live(node).unnamed:
                 self._raise_directory(node.parent)
-            self._install(node, copyup.stage_other(node, self.upper, self._marks(node)), ())
+            staged = copyup.stage_other(node, self.upper, self._marks(node))
+            self._install(node, staged, ())
+            layer, path = self.at(node)
+            st = os.stat(path, dir_fd=layer.fd, follow_symlinks=False)
+            self._nodes.kept[st.st_dev, st.st_ino] = node.ino
 
     def _finish(self, job: CopyUp) -> None:
         if job.waiting is not None:  # whoever lets others run meanwhile has to wait for them first
@@ -195,7 +199,7 @@ class RaisingUnion(MergedUnion):
 
     def _other_names(self, node: Node) -> list[tuple[Node, bytes]]:
         """Where else the lower file `node` is to be seen."""
-        if node.attr.nlink < 2 and not self._live(node).unnamed:
+        if node.attr.nlink < (1 if self._live(node).unnamed else 2):
             return []
         found = []
         for path in node.layers[0].find_links(node.path):

@@ -54,6 +54,8 @@ class Union:
     def lookup(self, parent: int, name: bytes) -> Node | None:
         """The child `name` of the directory `parent`, counted; None when there is none."""
         directory = self._nodes.by_ino[parent]
+        if directory.live is not None and directory.live.unnamed:
+            return None
         entry = self.step(directory, self.place(directory), name)
         if entry is None:
             return None

@@ -49,7 +49,7 @@ from fusestore.driver.ownership import (
     is_internal,
     set_xattr,
 )
-from fusestore.driver.union.layerdir import ORIGIN, Attr, LayerDir, Place
+from fusestore.driver.union.layerdir import ORIGIN, TRUSTED_ORIGIN, Attr, LayerDir, Place
 from fusestore.driver.whiteout import Spelling
 from fusestore.syscalls import RENAME_EXCHANGE, RENAME_WHITEOUT, rename
 
@@ -60,8 +60,9 @@ class Upper:
     """An upper directory with its work directory, which are on one filesystem.  Methods raise OSError.
 
     `tree` is the upper; `work` is ours alone, and emptied here.  `metacopy` and `redirect` allow those
-    xattrs; without `sync` a power failure may cost copied data. Paths are relative to `tree`, or absolute
-    (through a directory fd, where they would be too long).
+    xattrs.  A symlink of which the owner is kept in xattrs is a file, unless `plain_symlinks` (then one of
+    0:0 is a symlink).  Without `sync` a power failure may cost copied data.  Paths are relative to `tree`,
+    or absolute (through a directory fd, where they would be too long).
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Upper:
         *,
         metacopy: bool = False,
         redirect: bool = False,
+        plain_symlinks: bool = False,
         sync: bool = True,
     ) -> None:
         self.tree = tree
@@ -80,12 +82,14 @@ class Upper:
         self.spelling = spelling
         self.metacopy = metacopy
         self.redirect = redirect
+        self.plain_symlinks = plain_symlinks
         self.sync = sync
         self._count = 0
         self._ids = os.geteuid(), os.getegid()
         umask = os.umask(0)
         os.umask(umask)
         self._masked = umask != 0
+        _claim(tree)
         _claim(work)
         self._carry_out()
         for name in os.listdir(work.fd):
@@ -113,14 +117,25 @@ class Upper:
 
     def place(self, staged: bytes, path: bytes, *, covered: bool, directory: bool = False) -> None:
         """Move what was staged to `path`, where nothing is, or (`covered`) a whiteout."""
-        if covered and self.spelling is Spelling.NAME:
-            rename(self.work.fd, staged, self.tree.fd, path)
-            self._uncover(path)
-        elif covered and directory:
+        if covered and directory and self.tree.exists(path):  # a directory replaces no device; they swap
             rename(self.work.fd, staged, self.tree.fd, path, RENAME_EXCHANGE)
             os.unlink(staged, dir_fd=self.work.fd)
+        elif directory:
+            self._place_directory(staged, path)
         else:
             rename(self.work.fd, staged, self.tree.fd, path)
+        if covered:
+            self._uncover(path)
+
+    def _place_directory(self, staged: bytes, path: bytes) -> None:
+        try:
+            rename(self.work.fd, staged, self.tree.fd, path)
+        except PermissionError:
+            # Its ".." changes, which takes write permission on the directory itself.
+            mode = stat.S_IMODE(os.stat(staged, dir_fd=self.work.fd).st_mode)
+            os.chmod(staged, mode | 0o700, dir_fd=self.work.fd)
+            rename(self.work.fd, staged, self.tree.fd, path)
+            os.chmod(path, mode, dir_fd=self.tree.fd)
 
     # -- making objects -------------------------------------------------------------------------------
 
@@ -173,7 +188,9 @@ class Upper:
         staged = self.stage()
         try:
             if stat.S_ISLNK(meta.mode):
-                create_symlink(self.work.fd, staged, target, meta, self.ownership, as_file=bool(marks))
+                create_symlink(
+                    self.work.fd, staged, target, meta, self.ownership, as_file=not self.plain_symlinks
+                )
             else:
                 create_special(self.work.fd, staged, meta, self.ownership)
             set_marks(self.work.named(staged), marks or {})
@@ -204,7 +221,7 @@ class Upper:
     def link(self, place: Place, path: bytes, *, covered: bool) -> None:
         """One more name for a file that the upper has at `place`."""
         layer, old = place
-        if covered and self.spelling is Spelling.DEVICE:
+        if covered and self.tree.exists(path):
             staged = self.stage()
             os.link(old, staged, src_dir_fd=layer.fd, dst_dir_fd=self.work.fd, follow_symlinks=False)
             self._place_or_discard(staged, path, covered=True)
@@ -258,6 +275,7 @@ class Upper:
             os.close(os.open(_whiteout_name(path), flags, 0o600, dir_fd=self.tree.fd))
 
     def _uncover(self, path: bytes) -> None:
+        """Remove the whiteout file beside `path`, if there is one."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_whiteout_name(path), dir_fd=self.tree.fd)
 
@@ -298,13 +316,7 @@ class Upper:
 
     def move(self, old: bytes, new: bytes, *, cover: bool, covered: bool, directory: bool) -> None:
         """Rename within the upper.  `cover`: leave a whiteout; `covered`: there is one in the new place."""
-        if self.spelling is Spelling.NAME:
-            if cover:
-                self.cover(old)
-            rename(self.tree.fd, old, self.tree.fd, new)
-            if covered:
-                self._uncover(new)
-        elif covered and directory:  # a directory does not replace a device, but they can swap
+        if covered and directory and self.tree.exists(new):
             rename(self.tree.fd, old, self.tree.fd, new, RENAME_EXCHANGE)
             if not cover:
                 os.unlink(old, dir_fd=self.tree.fd)
@@ -312,6 +324,8 @@ class Upper:
             self._rename_and_cover(old, self.tree.fd, new)
         else:
             rename(self.tree.fd, old, self.tree.fd, new)
+        if covered:
+            self._uncover(new)
 
     def _rename_and_cover(self, path: bytes, directory: int, new: bytes) -> None:
         if self.spelling is Spelling.NAME:
@@ -349,7 +363,7 @@ class Upper:
             self._set_override(place, attr)
             return
         st = os.stat(path or b".", dir_fd=layer.fd, follow_symlinks=False)
-        if (st.st_uid, st.st_gid) != (attr.uid, attr.gid):
+        if (st.st_uid, st.st_gid) != (attr.uid, attr.gid) or stat.S_ISLNK(st.st_mode):
             uid = -1 if st.st_uid == attr.uid else attr.uid
             gid = -1 if st.st_gid == attr.gid else attr.gid
             os.chown(path or b".", uid, gid, dir_fd=layer.fd, follow_symlinks=False)
@@ -359,9 +373,11 @@ class Upper:
     def _set_override(self, place: Place, attr: Attr) -> None:
         layer, path = place
         st = os.stat(path or b".", dir_fd=layer.fd, follow_symlinks=False)
+        if stat.S_ISLNK(st.st_mode) and not attr.uid and not attr.gid:
+            return
         meta = Metadata(attr.mode, attr.uid, attr.gid, rdev=attr.rdev)
         if stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode):
-            set_xattr(layer.named(path), OVERRIDE_STAT, encode(meta))
+            set_xattr(layer.named(path), layer.override or OVERRIDE_STAT, encode(meta))
             os.chmod(path or b".", backing_mode(st.st_mode & 0o170000 | attr.mode & 0o777), dir_fd=layer.fd)
             return
         # A symlink or a special file of the host, which cannot carry the xattr, becomes a file that can.
@@ -411,6 +427,8 @@ def set_marks(target: int | bytes, marks: dict[bytes, bytes]) -> None:
         except OSError:
             if name != ORIGIN:
                 raise
+            with contextlib.suppress(OSError):  # root can do so for what cannot have user xattrs
+                set_xattr(target, TRUSTED_ORIGIN, value)
 
 
 def _remove_xattr(path: bytes, name: bytes) -> None:
@@ -421,12 +439,12 @@ def _remove_xattr(path: bytes, name: bytes) -> None:
             raise
 
 
-def _claim(work: LayerDir) -> None:
-    """Two users of one work directory would destroy each other's files."""
+def _claim(directory: LayerDir) -> None:
+    """Two users of one upper or work directory would destroy each other's files."""
     try:
-        fcntl.flock(work.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(directory.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OSError(errno.EBUSY, "the work directory is in use by another mount", work.path) from None
+        raise OSError(errno.EBUSY, "it is in use by another mount", directory.path) from None
 
 
 def _remove_tree(directory: int, name: bytes) -> None:

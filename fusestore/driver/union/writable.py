@@ -12,6 +12,7 @@ upper that has to stay readable for others, by first copying up everything in it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from fusestore.driver import acl, whiteout
 from fusestore.driver.ownership import Metadata
 from fusestore.driver.union import copyup
-from fusestore.driver.union.files import FilesUnion
+from fusestore.driver.union.files import FilesUnion, Writer
 from fusestore.driver.union.layerdir import REDIRECT, WHITEOUT, Attr
 from fusestore.driver.union.nodes import Node
 from fusestore.driver.union.raising import changed
@@ -45,13 +46,15 @@ class WritableUnion(FilesUnion):
 
     # -- making ---------------------------------------------------------------------------------------
 
-    def create(self, parent: int, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Node, int]:
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, owner: Owner, writer: Writer = None
+    ) -> tuple[Node, int]:
         """A new regular file and a handle of it.  Nodes of new objects are counted."""
         directory, path, covered = self._vacancy(parent, name)
         meta = self._described(directory, stat.S_IFREG | mode, owner)
         fd = self.upper.make_file(path, meta, covered=covered)
         node = self._born(directory, name, meta, os.fstat(fd))
-        self._register(fd, node, writable=flags & os.O_ACCMODE != os.O_RDONLY)
+        self._register(fd, node, writer, writable=flags & os.O_ACCMODE != os.O_RDONLY)
         return node, fd
 
     def mkdir(self, parent: int, name: bytes, mode: int, owner: Owner) -> Node:
@@ -172,6 +175,7 @@ class WritableUnion(FilesUnion):
         if stat.S_ISDIR(node.attr.mode):
             raise _error(errno.EISDIR)
         self._raise_directory(directory)
+        self._keep_links(node)
         path = join(self.place(directory), name)
         cover = self._is_below(directory, name)
         if not node.upper:
@@ -179,6 +183,7 @@ class WritableUnion(FilesUnion):
         elif self._must_stay(node, directory, name):
             self._live(node).hidden = self.upper.hide(path, cover=cover)
         else:
+            self._anchor(node, path)
             self.upper.remove(path, cover=cover)
         self._forget_name(node, directory, name)
         self._renamed_in(directory)
@@ -209,8 +214,15 @@ class WritableUnion(FilesUnion):
 
     def _find(self, directory: Node, name: bytes) -> Node | None:
         """The node that `name` in `directory` is, uncounted if the kernel does not know it."""
+        if directory.live is not None and directory.live.unnamed:
+            return None
         entry = self.step(directory, self.place(directory), name)
         return None if entry is None else self._node(directory, name, entry)
+
+    def _keep_links(self, node: Node) -> None:
+        """Before a name of a lower file goes: what other names it has have to know that they are fewer."""
+        if not node.upper and node.attr.nlink > 1 and self._other_names(node):
+            self._raise(node, data=False)
 
     def _must_stay(self, node: Node, directory: Node, name: bytes) -> bool:
         """True when an upper file is needed after it has lost the name `name`, and no other is known."""
@@ -236,24 +248,28 @@ class WritableUnion(FilesUnion):
         else:
             live.unnamed = True
         node.epoch, node.reply = 0, None
+        node.attr.ctime_ns = time.time_ns()
         if not node.upper:
             node.attr.nlink = max(node.attr.nlink - 1, 0)
             self._visible_links.clear()
         elif live.unnamed and live.hidden is None:
             live.gone, node.attr.nlink, node.stale = True, 0, False
+            self._nodes.kept = {key: ino for key, ino in self._nodes.kept.items() if ino != node.ino}
         else:
             node.stale = True
 
     def _anchor(self, node: Node, path: bytes) -> None:
-        """Keep the inode of a directory that goes while somebody may still be in it."""
+        """Keep the inode number of an object that goes from being given to another while it is in use."""
         live = self._live(node)
         if live.anchor < 0 and node.nlookup > 0:
-            live.anchor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.tree.fd)
+            with contextlib.suppress(OSError):  # too many open files: then the kernel will be told (`Nodes`)
+                live.anchor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.tree.fd)
 
     def _directory_gone(self, node: Node) -> None:
         live = self._live(node)
         live.unnamed = live.gone = True
-        node.attr.nlink, node.stale, node.reply, node.epoch, node.listing = 0, False, None, 0, []
+        node.attr.nlink, node.attr.ctime_ns = 0, time.time_ns()
+        node.stale, node.reply, node.epoch, node.listing = False, None, 0, []
 
     # -- renaming -------------------------------------------------------------------------------------
 
@@ -274,14 +290,16 @@ class WritableUnion(FilesUnion):
             if target is node or target.ino == node.ino:
                 return
             self._check_replaceable(node, target)
+            self._keep_links(target)
         self._prepare(node, new, new_name)
         path, new_path = join(self.place(old), name), join(self.place(new), new_name)
         covered = target is None and self.tree.look(new_path) is WHITEOUT
-        kept = target is not None and self._make_way(target, new, new_name, new_path)
+        if target is not None:
+            self._make_way(target, new, new_name, new_path)
         cover = self._is_below(old, name)
         self.upper.move(path, new_path, cover=cover, covered=covered, directory=stat.S_ISDIR(node.attr.mode))
         if target is not None:
-            self._replaced(target, new, new_name, kept)
+            self._replaced(target, new, new_name)
         self._moved(node, (old, name), (new, new_name))
 
     def _check_replaceable(self, node: Node, target: Node) -> None:
@@ -352,26 +370,23 @@ class WritableUnion(FilesUnion):
                     found.append(child)
         return found
 
-    def _make_way(self, target: Node, new: Node, new_name: bytes, path: bytes) -> bool:
-        """Before `target` is replaced: keep the file if somebody has it open, drop a directory's whiteouts.
-
-        True when the file was kept.
-        """
+    def _make_way(self, target: Node, new: Node, new_name: bytes, path: bytes) -> None:
+        """Before `target` is replaced: keep a file that somebody has open, drop a directory's whiteouts."""
         if not target.upper:
-            return False
+            return
         if stat.S_ISDIR(target.attr.mode):
             self._anchor(target, path)
             layer, _ = self.at(target)
             if os.listdir(layer.named(path)):
                 meta = copyup.metadata(layer, path, self.attr(target))
                 self.upper.clear(path, meta, opaque=bool(target.layers))
-            return False
+            return
         if self._must_stay(target, new, new_name):
             self._live(target).hidden = self.upper.keep(path)
-            return True
-        return False
+        else:
+            self._anchor(target, path)
 
-    def _replaced(self, target: Node, new: Node, new_name: bytes, kept: bool) -> None:
+    def _replaced(self, target: Node, new: Node, new_name: bytes) -> None:
         if stat.S_ISDIR(target.attr.mode):
             self._directory_gone(target)
         else:
