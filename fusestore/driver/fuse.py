@@ -124,7 +124,11 @@ class FuseDriver(Home):
             label,
             allow_other,
             upper=upper,
-            view=View(as_root=not allow_other, acls=allow_other),
+            view=View(
+                as_root=not allow_other,
+                root_is_me=upper is not None and not allow_other,
+                acls=upper is not None and allow_other,
+            ),
         )
 
     def get(self, cache_id: CacheID) -> bytes:

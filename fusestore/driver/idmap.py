@@ -17,9 +17,13 @@ Range = tuple[int, int, int]  # stored, shown, count
 class IdMap:
     """A map of user ids or of group ids."""
 
-    def __init__(self, ranges: Sequence[Range], squash: int | None, overflow: Path) -> None:
-        """`squash` is shown for every id; `overflow` is the file with the overflow id.  Raises OSError."""
+    def __init__(self, ranges: Sequence[Range], squash: int | None, root: int | None, overflow: Path) -> None:
+        """`squash` is shown for every id, `root` for 0; `overflow` is the file with the overflow id.
+
+        Raises OSError.
+        """
         self._ranges = ranges
+        self._root = root
         self._squash = squash
         self._overflow = int(overflow.read_text())
 
@@ -27,6 +31,8 @@ class IdMap:
         """The id that a stored one is shown as."""
         if self._squash is not None:
             return self._squash
+        if not number and self._root is not None:
+            return self._root
         for stored, shown, count in self._ranges:
             if stored <= number < stored + count:
                 return shown + number - stored
@@ -45,6 +51,8 @@ class IdMap:
         return self._overflow if found is None else found
 
     def _stored(self, number: int) -> int | None:
+        if number == self._root:
+            return 0
         for stored, shown, count in self._ranges:
             if shown <= number < shown + count:
                 return stored + number - shown
@@ -56,11 +64,11 @@ class IdMap:
         return self._squash is not None
 
 
-def user_map(ranges: Sequence[Range], squash: int | None) -> IdMap:
+def user_map(ranges: Sequence[Range], squash: int | None, root: int | None = None) -> IdMap:
     """An `IdMap` of user ids."""
-    return IdMap(ranges, squash, Path("/proc/sys/kernel/overflowuid"))
+    return IdMap(ranges, squash, root, Path("/proc/sys/kernel/overflowuid"))
 
 
-def group_map(ranges: Sequence[Range], squash: int | None) -> IdMap:
+def group_map(ranges: Sequence[Range], squash: int | None, root: int | None = None) -> IdMap:
     """An `IdMap` of group ids."""
-    return IdMap(ranges, squash, Path("/proc/sys/kernel/overflowgid"))
+    return IdMap(ranges, squash, root, Path("/proc/sys/kernel/overflowgid"))

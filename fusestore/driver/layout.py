@@ -73,11 +73,14 @@ class UpperSpec:
 class View:
     """How a mount shows its tree; the options of ``fusestore-overlay`` that are no mount flags.
 
-    `as_root`: whoever may enter acts as root (DESIGN.md 1.9).  `uids` and `gids` are triples (stored, shown,
-    count); `squash_uid` and `squash_gid` are shown instead of any.  `timeout` is in seconds.
+    `as_root`: whoever may enter acts as root; with `root_is_me` they are shown as the owner of root's
+    files, because the kernel refuses others some calls before we are asked (ACLs, links to setuid files).
+    `uids` and `gids` are triples (stored, shown, count); `squash_uid` and `squash_gid` are shown instead of
+    any.  `timeout` is in seconds.
     """
 
     as_root: bool = True
+    root_is_me: bool = False
     uids: tuple[tuple[int, int, int], ...] = ()
     gids: tuple[tuple[int, int, int], ...] = ()
     squash_uid: int | None = None

@@ -76,8 +76,8 @@ class Operations(pyfuse3.Operations):
         self._started = started
         self._prefilled: set[int] = set()
         self._is_root = owns_every_id()
-        self._uids = user_map(view.uids, view.squash_uid)
-        self._gids = group_map(view.gids, view.squash_gid)
+        self._uids = user_map(view.uids, view.squash_uid, os.getuid() if view.root_is_me else None)
+        self._gids = group_map(view.gids, view.squash_gid, os.getgid() if view.root_is_me else None)
         self._absent = EntryAttributes()
         self._absent.st_ino = 0
         self._absent.entry_timeout = view.timeout

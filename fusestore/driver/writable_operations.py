@@ -39,6 +39,7 @@ class WritableOperations(Operations):
     def __init__(self, union: WritableUnion, view: View, loop: Loop, started: Callable[[], None]) -> None:
         super().__init__(union, view, loop, started)
         self._writable = union
+        union.kernel_keeps_times = view.writeback
         self.enable_writeback_cache = view.writeback
         self.enable_acl = view.acls
 

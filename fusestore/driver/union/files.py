@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from fusestore.driver import acl
 from fusestore.driver.ownership import Ownership
 from fusestore.driver.union.layerdir import LayerDir, Place
-from fusestore.driver.union.nodes import Node
+from fusestore.driver.union.nodes import Live, Node
 from fusestore.driver.union.raising import RaisingUnion, changed
 from fusestore.driver.union.upper import Upper
 
@@ -34,8 +34,10 @@ class FilesUnion(RaisingUnion):
 
     def __init__(self, upper: Upper, layers: Sequence[LayerDir]) -> None:
         super().__init__(upper, layers)
-        self._handles: dict[int, tuple[Node, bool]] = {}  # fd of an open file: its node, may it write
-        self._strict: dict[int, Writer] = {}  # those whose first write has to drop setuid
+        #: True where the kernel keeps the mtime of a file that is written to, and tells us later if at all.
+        self.kernel_keeps_times = False
+        self._handles: dict[int, tuple[Node, bool, Writer]] = {}  # fd of an open file: its node, may it write
+        self._strict: dict[int, Writer] = {}  # those whose next write has to drop setuid
 
     def open(self, ino: int, flags: int, writer: Writer = None) -> int:
         """A file of the union as an fd, to be closed by `release`.
@@ -71,24 +73,38 @@ class FilesUnion(RaisingUnion):
     def _register(self, fd: int, node: Node, writer: Writer, *, writable: bool) -> None:
         live = self._live(node)
         live.open += 1
-        self._handles[fd] = node, writable
-        if not writable:
-            if node.layers:
-                live.handles.append(fd)
-        elif writer is not None and self._has_privileges(node):
+        self._handles[fd] = node, writable, writer
+        if not writable and node.layers:
+            live.handles.append(fd)
+        elif writable and writer is not None and self._has_privileges(node):
             self._strict[fd] = writer
 
+    def _watch(self, node: Node) -> None:
+        """`node` may have got something that the next write has to take away."""
+        for fd, (opened, writable, writer) in self._handles.items():
+            if opened is node and writable and writer is not None:
+                self._strict[fd] = writer
+
     def release(self, handle: int) -> None:
-        node, writable = self._handles.pop(handle)
-        os.close(handle)
+        node, writable, _ = self._handles.pop(handle)
         live = self._live(node)
         live.open -= 1
         if writable:
             self._strict.pop(handle, None)
+            self._keep_mtime(node, live, handle)
         elif handle in live.handles:
             live.handles.remove(handle)
+        os.close(handle)
         if live.is_nothing():
             node.live = None
+
+    def _keep_mtime(self, node: Node, live: Live, handle: int) -> None:
+        """The kernel's clock ticks every 4 ms: a file that it thinks unchanged since then stays as old."""
+        if live.written:
+            live.written = False
+            st = os.fstat(handle)
+            if st.st_mtime_ns != node.attr.mtime_ns:
+                os.utime(handle, ns=(st.st_atime_ns, node.attr.mtime_ns))
 
     def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write at `offset` of an open file; how many bytes were."""
@@ -96,6 +112,8 @@ class FilesUnion(RaisingUnion):
         if handle in self._strict:
             self._drop_privileges(node, self._strict.pop(handle))
         node.stale, node.reply = True, None
+        if self.kernel_keeps_times and node.live is not None:
+            node.live.written = True
         return os.pwrite(handle, data, offset)
 
     def fsync(self, handle: int, *, data_only: bool) -> None:
@@ -145,7 +163,8 @@ class FilesUnion(RaisingUnion):
         if atime_ns is not None or mtime_ns is not None:
             attr = self.attr(node)
             atime_ns = attr.atime_ns if atime_ns is None else atime_ns
-            self.upper.set_times(self.at(node), atime_ns, attr.mtime_ns if mtime_ns is None else mtime_ns)
+            attr.mtime_ns = attr.mtime_ns if mtime_ns is None else mtime_ns
+            self.upper.set_times(self.at(node), atime_ns, attr.mtime_ns)
             node.stale = True
         return node
 
@@ -170,6 +189,8 @@ class FilesUnion(RaisingUnion):
         attr.gid = attr.gid if gid is None else gid
         node.stale = True
         self.upper.set_owner_and_mode(place, attr)
+        if mode is not None and mode & 0o6000:
+            self._watch(node)
         if mode is not None and self.upper.ownership is Ownership.OVERRIDE:
             access = self.tree.getxattr(place[1], acl.ACCESS) if place[0] is self.tree else None
             if access is not None:
@@ -203,6 +224,8 @@ class FilesUnion(RaisingUnion):
         self._raise(node, data=False)
         place = self.at(node)
         changed(node)
+        if name == _CAPABILITY:
+            self._watch(node)
         if self.upper.ownership is Ownership.REAL or name not in (acl.ACCESS, acl.DEFAULT):
             self.upper.set_xattr(place, name, value)
         elif acl.is_empty(value):

@@ -75,7 +75,8 @@ class LayerDir:
     """A layer directory; `close` it.  `spelling` None means: its whiteouts may be spelled either way.
 
     `ownership` None means: as fuse-overlayfs does, tell by whether the root carries ``override_stat``.
-    `links` is the file with the layer's groups of hard-linked names, if there is one.  Raises OSError.
+    `links` is the file with the layer's groups of hard-linked names, if there is one.  `mutable` is for the
+    upper to set.  Raises OSError.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class LayerDir:
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._prefix = prefix if prefix is not None else b"/proc/self/fd/%d/" % self.fd
         self._named = spelling is not Spelling.DEVICE
+        self.mutable = False
         self._noatime = os.O_NOATIME
         self._covered: tuple[bytes, int] | None = None
         self._reached: tuple[bytes, int] = b"", -1
@@ -332,7 +334,23 @@ class LayerDir:
         except OSError as exc:
             if exc.errno in _NO_XATTR:
                 return None
+            if exc.errno == errno.EACCES:
+                return self._unreadable_xattr(path, name)
             raise
+
+    def _unreadable_xattr(self, path: bytes, name: bytes) -> bytes | None:
+        """An xattr of what its owner, who is not root, must not read; in a layer of ours we may let
+        ourselves."""
+        if not self.mutable:
+            return None
+        mode = os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode
+        os.chmod(path, mode & 0o7777 | 0o400, dir_fd=self.fd)
+        try:
+            return os.getxattr(self.named(path), name, follow_symlinks=False)
+        except OSError:
+            return None
+        finally:
+            os.chmod(path, mode & 0o7777, dir_fd=self.fd)
 
     def _raw_names(self, path: bytes) -> list[bytes]:
         try:

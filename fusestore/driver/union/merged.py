@@ -168,8 +168,9 @@ class MergedUnion(Union):
             attr.nlink = 1 if node.layers else attr.nlink
         elif node.layers:
             attr.blocks = node.attr.blocks
-        if node.live is not None and node.live.hidden is not None:
-            attr.nlink -= 1
+        if node.live is not None:
+            attr.nlink -= node.live.hidden is not None
+            attr.mtime_ns = node.attr.mtime_ns if node.live.written else attr.mtime_ns
         node.attr, node.stale = attr, False
 
     def _places(self, node: Node) -> list[Place]:

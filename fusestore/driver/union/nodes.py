@@ -75,17 +75,18 @@ class Live:
     `handles` are the fds of readers of a lower file, to be re-pointed when it is copied up; `open` counts
     all. `aliases` are further names; `unnamed` means that no name is known, `hidden` is then what it is
     called in the work directory, and `gone` means that nothing is left of it but its attributes.  `anchor`
-    is an fd of a directory.  `job` is the copy-up that is under way.
+    is an fd of a directory.  `job` is the copy-up that is under way.  `written`: its mtime is the kernel's
+    to say.
     """
 
-    __slots__ = ("aliases", "anchor", "gone", "handles", "hidden", "job", "open", "unnamed")
+    __slots__ = ("aliases", "anchor", "gone", "handles", "hidden", "job", "open", "unnamed", "written")
 
     def __init__(self) -> None:
         self.handles: list[int] = []
         self.open = 0
         self.aliases: set[tuple[Node, bytes]] = set()
         self.hidden: bytes | None = None
-        self.unnamed = self.gone = False
+        self.unnamed = self.gone = self.written = False
         self.anchor = -1
         self.job: CopyUp | None = None
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from fusestore.driver.union import copyup
 from fusestore.driver.union.copyup import CopyUp
-from fusestore.driver.union.layerdir import METACOPY, ORIGIN, REDIRECT, LayerDir, Place
+from fusestore.driver.union.layerdir import METACOPY, ORIGIN, REDIRECT, Attr, LayerDir, Place
 from fusestore.driver.union.merged import MergedUnion, stale
 from fusestore.driver.union.nodes import ROOT, Live, Node
 from fusestore.driver.union.resolve import Entry, join
@@ -163,17 +163,15 @@ class RaisingUnion(MergedUnion):
 
     def _place(self, node: Node, staged: bytes) -> None:
         """Move a copy to where `node` is; the directory above has not changed by that."""
+        above = self.attr(node.parent)
         try:
             self.upper.place(staged, self.place(node), covered=False)
         except BaseException:
             self.upper.discard(staged)
             raise
-        self._restore_times(node.parent)
+        self._restore_times(node.parent, above)
 
-    def _restore_times(self, directory: Node) -> None:
-        attr = directory.attr if not directory.stale else None
-        if attr is None:
-            return
+    def _restore_times(self, directory: Node, attr: Attr) -> None:
         self.upper.set_times(self.at(directory), attr.atime_ns, attr.mtime_ns)
 
     def _install(self, node: Node, staged: bytes, layers: tuple[LayerDir, ...]) -> None:
@@ -192,8 +190,9 @@ class RaisingUnion(MergedUnion):
             self._place(node, staged)
         self._arrived(node, layers)
         for (directory, _), path in zip(others, paths, strict=True):
+            above = self.attr(directory)
             self.upper.link(self.at(node), path, covered=False)
-            self._restore_times(directory)
+            self._restore_times(directory, above)
         if note is not None:
             self.upper.discard(note)
 

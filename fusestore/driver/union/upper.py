@@ -77,6 +77,7 @@ class Upper:
         sync: bool = True,
     ) -> None:
         self.tree = tree
+        tree.mutable = True
         self.work = work
         self.ownership = tree.ownership
         self.spelling = spelling
