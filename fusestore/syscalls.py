@@ -36,6 +36,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.syncfs.argtypes = [ctypes.c_int]
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 
 
@@ -58,6 +59,11 @@ def umount(target: bytes, flags: int = 0) -> None:
 def rename(directory: int, path: bytes, new_directory: int, new_path: bytes, flags: int = 0) -> None:
     """renameat2(2), paths from directory fds.  Raises OSError."""
     _check(_libc.renameat2(directory, path, new_directory, new_path, flags), path)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2).  Raises OSError."""
+    _check(_libc.fallocate(fd, mode, offset, length))
 
 
 def syncfs(fd: int) -> None:

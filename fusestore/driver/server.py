@@ -25,9 +25,9 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from fusestore.driver import mounter, whiteout
+from fusestore.driver import data_requests, mounter, whiteout
 from fusestore.driver.layout import MountSpec
-from fusestore.driver.loop import Loop
+from fusestore.driver.loop import Intercepted, Loop
 from fusestore.driver.operations import Operations
 from fusestore.driver.union.layerdir import LayerDir
 from fusestore.driver.union.tree import Union
@@ -118,8 +118,11 @@ def serve(
         options.add("allow_root")
     if debug:
         options.add("debug")
-    make = WritableOperations if isinstance(union, WritableUnion) else Operations
-    pyfuse3.init(make(union, spec.view, loop, started), f"/dev/fd/{fd}", options)  # type: ignore[arg-type]
+    operations: Operations | Intercepted = Operations(union, spec.view, loop, started)
+    if isinstance(union, WritableUnion):
+        writable = WritableOperations(union, spec.view, loop, started)
+        operations = loop.intercept(writable, data_requests.handlers(union))
+    pyfuse3.init(operations, f"/dev/fd/{fd}", options)  # type: ignore[arg-type]
     trio.run(_run, loop, mountpoint)
 
 

@@ -1,5 +1,7 @@
 """pyfuse3 adapter for the changing calls; as `fusestore.driver.operations`, it decides nothing.
 
+WRITE is not here but in `fusestore.driver.data_requests`.
+
 What may take long, the copying of a large file and fsync, happens in a thread while other requests are
 answered (`Loop.aside`).  Two who want the same file copied up: the second waits for the first.
 
@@ -107,13 +109,6 @@ class WritableOperations(Operations):
         try:
             await self._raise(ino, limit=0 if flags & os.O_TRUNC else None)
             return FileInfo(fh=self._writable.open(ino, flags, self._writer(ctx)))
-        except Exception as exc:
-            raise error(exc) from None
-
-    async def write(self, fh: int, offset: int, data: bytes) -> int:
-        """FUSE_WRITE."""
-        try:
-            return self._writable.write(fh, offset, data)
         except Exception as exc:
             raise error(exc) from None
 

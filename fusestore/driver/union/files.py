@@ -23,6 +23,7 @@ from fusestore.driver.union.layerdir import LayerDir, Place
 from fusestore.driver.union.nodes import Live, Node
 from fusestore.driver.union.raising import RaisingUnion, changed
 from fusestore.driver.union.upper import Upper
+from fusestore.syscalls import fallocate
 
 _CAPABILITY = b"security.capability"
 
@@ -106,15 +107,29 @@ class FilesUnion(RaisingUnion):
             if st.st_mtime_ns != node.attr.mtime_ns:
                 os.utime(handle, ns=(st.st_atime_ns, node.attr.mtime_ns))
 
-    def write(self, handle: int, offset: int, data: bytes) -> int:
+    def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """Write at `offset` of an open file; how many bytes were."""
+        self._written(handle)
+        return os.pwrite(handle, data, offset)
+
+    def _written(self, handle: int) -> None:
+        """The file behind `handle` is about to change."""
         node = self._handles[handle][0]
         if handle in self._strict:
             self._drop_privileges(node, self._strict.pop(handle))
         node.stale, node.reply = True, None
         if self.kernel_keeps_times and node.live is not None:
             node.live.written = True
-        return os.pwrite(handle, data, offset)
+
+    def fallocate(self, handle: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2) on an open file; `mode` is FALLOC_FL_*."""
+        self._written(handle)
+        fallocate(handle, mode, offset, length)
+
+    def copy_range(self, source: int, start: int, target: int, offset: int, length: int) -> int:
+        """copy_file_range(2) between open files; how many bytes were copied."""
+        self._written(target)
+        return os.copy_file_range(source, target, length, start, offset)
 
     def fsync(self, handle: int, *, data_only: bool) -> None:
         """Make an open file durable."""
