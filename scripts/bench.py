@@ -15,12 +15,10 @@ the last minutes, and makes the next import four times as slow.
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import stat
@@ -30,12 +28,25 @@ import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from ctypes import CDLL
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import Any
+
+import bench_writable
+from bench_client import (
+    Entry,
+    Job,
+    Samples,
+    differing,
+    inventory,
+    memory,
+    run,
+    run_client,
+    say,
+    timed,
+    version,
+)
 
 from fusestore.driver.ownership import OVERRIDE_STAT
 from fusestore.store.storage import Store
@@ -50,13 +61,10 @@ SMALL = 64 << 10
 SAMPLE = 2_000  # files that are read, names that are missing
 CONFIGURATION = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
-DEADLINE = 300  # seconds for any one process
-
-Entry = list[Any]  # path and mode; of files also size, time and digest, of links the target
-Samples = dict[str, dict[str, list[float]]]  # row -> side -> values
+OURS = ("fusestore", "fusestore-overlay", "store RW")  # among the sides
 
 
-# -- the client -------------------------------------------------------------------------------------------
+# -- the work ---------------------------------------------------------------------------------------------
 
 
 def walk(top: str, paths: Sequence[str]) -> None:
@@ -114,82 +122,15 @@ def nothing(top: str, paths: Sequence[str]) -> None:
 WORK = {f.__name__: f for f in (walk, read, miss, xattr, stream, nothing)}
 
 
-def inventory(top: str) -> list[Entry]:
-    """All that every side must agree on; owners are not, as a side without FUSE cannot show the image's."""
-    found = []
-    for directory, subdirectories, files in os.walk(top):
-        for name in subdirectories + files:
-            path = os.path.join(directory, name)
-            st = os.lstat(path)
-            facts: Entry = [os.path.relpath(path, top), st.st_mode]
-            if stat.S_ISLNK(st.st_mode):
-                facts.append(os.readlink(path))
-            elif stat.S_ISREG(st.st_mode):
-                with open(path, "rb") as file:
-                    facts += [st.st_size, st.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
-            found.append(facts)
-    return sorted(found, key=str)
-
-
-def run_client() -> None:
-    """Do one job, which stdin describes: mount, work twice, unmount; on stdout what each took, in seconds."""
-    job = json.load(sys.stdin)
-    # PR_SET_CHILD_SUBREAPER: a server that detaches itself becomes our child, so that we can await its end.
-    CDLL(None).prctl(36, 1)
+def perform(job: Job) -> dict[str, Any]:
+    """The same work twice, or a look at the tree."""
     top = job["top"]
+    if job["work"] == "inventory":
+        return {"inventory": inventory(top)}
     paths = [os.path.join(top, name) for name in job["names"]]
-    gc.disable()
-    result: dict[str, Any] = {"mount": timed(mount, job["mount"], top)}
-    try:
-        if job["work"] == "inventory":
-            result["inventory"] = inventory(top)
-        else:
-            work = WORK[job["work"]]
-            result["cold"] = timed(work, top, paths)
-            result["warm"] = timed(work, top, paths)
-            result["memory"] = memory_of_children()
-    finally:
-        result["unmount"] = timed(unmount, job["unmount"])
-    json.dump(result, sys.stdout)
-
-
-def timed(function: Callable[..., object], *arguments: object) -> float:
-    """Seconds."""
-    started = perf_counter()
-    function(*arguments)
-    return perf_counter() - started
-
-
-def mount(command: Sequence[str], top: str) -> None:
-    """Mount; done when the first listing is."""
-    run(command)
-    if not os.listdir(top):
-        raise FileNotFoundError(f"{top}: empty, though {command[0]} said it was mounted")
-
-
-def unmount(command: Sequence[str]) -> None:
-    """Unmount; done when the server behind the mount, if there is one, has ended."""
-    run(command)
-    while True:
-        try:
-            os.wait()
-        except ChildProcessError:
-            return
-
-
-def memory_of_children() -> int:
-    """Bytes of resident memory of the server behind the mount; 0 if there is none."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    told = "".join(Path(f"/proc/{pid}/status").read_text() for pid in children)
-    return sum(1024 * int(kib) for kib in re.findall(r"^VmRSS:\s+(\d+)", told, re.MULTILINE))
-
-
-def run(command: Sequence[str], stdin: str = "") -> str:
-    """What a command prints.  One that fails raises RuntimeError with its words."""
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]}: {done.stderr.strip() or f'exit status {done.returncode}'}")
-    return done.stdout
+    work = WORK[job["work"]]
+    cold, warm = (timed(work, top, paths) for _ in range(2))
+    return {"cold": cold, "warm": warm, "memory": memory()}
 
 
 # -- the image --------------------------------------------------------------------------------------------
@@ -439,9 +380,17 @@ class Laboratory:
                 self.sides.remove(side)
                 continue
             if theirs != tree:
-                differing = {*map(str, tree)} ^ {*map(str, theirs)}
-                raise RuntimeError(f"{side.name} does not show the same tree: {sorted(differing)[:2]}")
+                raise RuntimeError(f"{side.name} does not show the same tree: {differing(tree, theirs)}")
         return tree
+
+    def about(self, tree: Sequence[Entry]) -> dict[str, Any]:
+        """What is measured, on what, with what."""
+        return {
+            "entries": len(tree),
+            "sha256": hashlib.sha256(json.dumps(tree).encode()).hexdigest(),
+            "layers": LAYERS,
+            "sides": {side.name: f"{version(side.name)}, {side.how}" for side in self.sides},
+        }
 
 
 def _unmark(directory: Path) -> None:
@@ -549,7 +498,7 @@ def _import(laboratory: Laboratory, program: str, place: Path) -> float:
 
 
 def summary(samples: Samples) -> list[dict[str, Any]]:
-    """Each row with every side's samples, median, least and most, and fusestore's median over the others'."""
+    """Each row with every side's samples, median, least and most, and our medians over the others'."""
     rows = []
     for label, sides in samples.items():
         medians = {name: statistics.median(values) for name, values in sides.items()}
@@ -557,20 +506,26 @@ def summary(samples: Samples) -> list[dict[str, Any]]:
             name: {"median": medians[name], "min": min(values), "max": max(values), "samples": values}
             for name, values in sides.items()
         }
-        ratios = {name: medians["fusestore"] / median for name, median in medians.items()}
-        del ratios["fusestore"]
-        unit = "MiB" if label.endswith("[MiB]") else "ms"
+        ratios = {f"{our} / {peer}": medians[our] / medians[peer] for our, peer in _pairs(sides)}
+        unit = label.partition("[")[2].rstrip("]") or "ms"
         rows.append({"row": label, "unit": unit, "sides": numbers, "ratios": ratios})
     return rows
 
 
+def _pairs(sides: Iterable[str]) -> list[tuple[str, str]]:
+    """Which of `sides` are compared: each of ours with each of the others."""
+    ours = [name for name in sides if name in OURS]
+    return [(our, peer) for our in ours for peer in sides if peer not in OURS]
+
+
 def print_table(samples: Samples) -> None:
-    """Columns for all sides that occur, then for fusestore's ratio to each of the others."""
+    """Columns for all sides that occur, then for the ratios; the first of ours is not named there."""
     names = list(dict.fromkeys(name for sides in samples.values() for name in sides))
-    lines = [["[ms]", *names, *(f"/ {name}" for name in names[1:])]]
+    ratios = [f"{our} / {peer}" for our, peer in _pairs(names)]
+    lines = [["[ms]", *names, *(ratio.removeprefix(f"{names[0]} ") for ratio in ratios)]]
     for row in summary(samples):
         cells = [_cell(row["sides"][name]) if name in row["sides"] else "-" for name in names]
-        cells += [f"{row['ratios'][name]:.2f}" if name in row["ratios"] else "-" for name in names[1:]]
+        cells += [f"{row['ratios'][ratio]:.2f}" if ratio in row["ratios"] else "-" for ratio in ratios]
         lines.append([row["row"], *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *others in lines:
@@ -579,98 +534,139 @@ def print_table(samples: Samples) -> None:
 
 
 def _cell(numbers: dict[str, float]) -> str:
-    digits = 0 if numbers["median"] >= 100 else 1
+    digits = sum(numbers["median"] < limit for limit in (100, 1, 0.1))
     median, least, most = (f"{numbers[key]:.{digits}f}" for key in ("median", "min", "max"))
     return f"{median} ({least}..{most})"
 
 
-def about(laboratory: Laboratory, tree: Sequence[Entry], repeat: int) -> dict[str, Any]:
-    """What was measured, on what, with what."""
-    return {
-        "entries": len(tree),
-        "sha256": hashlib.sha256(json.dumps(tree).encode()).hexdigest(),
-        "layers": LAYERS,
-        "repetitions": repeat,
-        "sides": {side.name: f"{_version(side)}, {side.how}" for side in laboratory.sides},
-        "python": sys.version.split()[0],
-        "cpus": os.cpu_count(),
-        "load": os.getloadavg()[0],
-    }
-
-
-def _version(side: Side) -> str:
-    if side.name == "kernel":
-        return f"Linux {os.uname().release}"
-    lines = run([side.name, "--version"]).splitlines()
-    return next(line for line in lines if line.startswith(side.name))
-
-
 def print_about(facts: dict[str, Any]) -> None:
     """`facts` in words."""
-    print("{entries} entries in {layers} layers, shown alike by all (sha256 {sha256:.16})".format_map(facts))
     print("{cpus} CPUs, load {load:.1f}, client: Python {python}".format_map(facts))
-    for name, how in facts["sides"].items():
-        print(f"{name}: {how}")
     print("median (min..max) of {repetitions}, sides taking turns".format_map(facts))
+    print("/ NAME: the median of the first column over that of NAME; below 1 we are ahead")
+
+
+def print_reading(facts: dict[str, Any]) -> None:
+    """The read-only part of `facts` in words."""
+    print("{entries} entries in {layers} layers, shown alike by all (sha256 {sha256:.16})".format_map(facts))
     print(
         "cold: first pass over a fresh mount; warm: the second; the layers' own files are in the page cache"
     )
-    print("/ NAME: fusestore's median over that of NAME; below 1 fusestore is ahead")
+    print_sides(facts)
 
 
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+def print_writing(facts: dict[str, Any]) -> None:
+    """The writable part of `facts` in words."""
+    print("lower, upper and workdir on {filesystem}; all sides inside unshare -Urm".format_map(facts))
+    print_sides(facts)
+
+
+def print_sides(facts: dict[str, Any]) -> None:
+    """What is compared."""
+    for name, how in facts["sides"].items():
+        print(f"{name}: {how}")
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    keys = [*ROWS, IMPORT]
+    reading, writing = [*ROWS, IMPORT], [*bench_writable.WORK]
     parser = argparse.ArgumentParser(prog="bench", description="Measure fusestore beside its peers.")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="samples of each value [5]")
-    parser.add_argument("--rows", default=",".join(keys), metavar="A,B", help=f"of {', '.join(keys)} [all]")
-    parser.add_argument("--tree", type=Path, default="/usr", metavar="DIR", help="what to image [/usr]")
+    parser.add_argument(
+        "--rows",
+        default="reading,writing",
+        metavar="A,B",
+        help=f"some of reading ({', '.join(reading)}) and of writing ({', '.join(writing)}) [both]",
+    )
+    parser.add_argument(
+        "--tree", type=Path, default="/usr", metavar="DIR", help="what to image, to read [/usr]"
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1,
+        metavar="F",
+        help="times the counts and sizes of what is written [1]",
+    )
+    parser.add_argument("--place", type=Path, metavar="DIR", help="where to work [the user's cache]")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     options = parser.parse_args()
-    options.rows = options.rows.split(",")
-    if unknown := set(options.rows) - set(keys):
+    groups = {"reading": reading, "writing": writing}
+    rows = [row for name in options.rows.split(",") for row in groups.get(name, [name])]
+    if unknown := set(rows) - {*reading, *writing}:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
-    if not options.tree.is_dir():
-        parser.error(f"no such directory: {options.tree}")
+    options.reading, options.writing = ([row for row in rows if row in group] for group in (reading, writing))
+    for directory in filter(None, (options.tree, options.place)):
+        if not directory.is_dir():
+            parser.error(f"no such directory: {directory}")
     if options.repeat < 1:
         parser.error("--repeat must be at least 1")
+    if options.scale <= 0:
+        parser.error("--scale must be more than 0")
     return options
+
+
+def read_only(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Samples]]:
+    """What was measured of read-only mounts and of imports, and how it came out."""
+    laboratory = Laboratory(work, options.tree)
+    tree = laboratory.agree()
+    facts = laboratory.about(tree)
+    samples = measure(laboratory, choose(tree), options.reading, options.repeat)
+    imports = measure_import(laboratory, options.repeat) if IMPORT in options.reading else {}
+    return facts, [samples, imports]
+
+
+def writable(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Samples]]:
+    """What was measured of writable mounts, and how it came out."""
+    workshop = bench_writable.Workshop(work, bench_writable.Sizes().scaled(options.scale))
+    workshop.agree()
+    facts = workshop.about()
+    return facts, [workshop.measure(options.writing, options.repeat)]
+
+
+def _cache() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusestore"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
 
 
 def main() -> None:
     """Build, compare, measure, print."""
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that it is cleaned up
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusestore"
-    cache.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="bench.", dir=cache))
+    work = Path(tempfile.mkdtemp(prefix="bench.", dir=options.place or _cache()))
+    facts: dict[str, Any] = {
+        "repetitions": options.repeat,
+        "python": sys.version.split()[0],
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
+    tables: dict[str, list[Samples]] = {}
     try:
-        laboratory = Laboratory(work, options.tree)
-        tree = laboratory.agree()
-        facts = about(laboratory, tree, options.repeat)
-        samples = measure(laboratory, choose(tree), options.rows, options.repeat)
-        imports = measure_import(laboratory, options.repeat) if IMPORT in options.rows else {}
+        for part, function in (("reading", read_only), ("writing", writable)):
+            if getattr(options, part):
+                facts[part], tables[part] = function(work, options)
     except (RuntimeError, subprocess.TimeoutExpired) as exc:
         sys.exit(f"bench: {exc}")
     finally:
         clean(work)
     if options.format == "json":
-        json.dump(facts | {"rows": summary(samples | imports)}, sys.stdout, indent=2)
+        rows = [row for part in tables.values() for samples in part for row in summary(samples)]
+        json.dump(facts | {"rows": rows}, sys.stdout, indent=2)
         print()
         return
     print_about(facts)
-    for table in filter(None, (samples, imports)):
-        print()
-        print_table(table)
+    for part, describe in (("reading", print_reading), ("writing", print_writing)):
+        if part in tables:
+            print()
+            describe(facts[part])
+        for samples in filter(None, tables.get(part, [])):
+            print()
+            print_table(samples)
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--client"]:
-        run_client()
+        run_client(perform)
     else:
         main()

