@@ -388,13 +388,25 @@ def _runs(pid: int) -> bool:
 
 def _mount_table() -> dict[str, str]:
     """Mountpoint -> filesystem type, the topmost mount of each place."""
-    table = {}
+    return {place: fstype for place, fstype, _ in _mounts()}
+
+
+def is_source(source: str) -> bool:
+    """True when something of ours is mounted whose device is called `source` (see `source_name`)."""
+    return any((fstype, device) == (FSTYPE, source) for _, fstype, device in _mounts())
+
+
+def _mounts() -> Iterator[tuple[str, str, str]]:
+    """Mountpoint, type and device of every mount, in the order in which they were made."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             fields, _, rest = line.partition(" - ")
-            place = _ESCAPED.sub(lambda m: chr(int(m[1], 8)), fields.split(" ")[4])
-            table[place] = rest.split(" ", 1)[0]
-    return table
+            place, (fstype, source, *_) = fields.split(" ")[4], rest.split(" ")
+            yield _unescaped(place), fstype, _unescaped(source)
+
+
+def _unescaped(field: str) -> str:
+    return _ESCAPED.sub(lambda m: chr(int(m[1], 8)), field)
 
 
 def is_dead(mountpoint: Path) -> bool:

@@ -167,7 +167,7 @@ def plan(options: Options, target: Path) -> MountSpec:
         "" if any(Path(place).is_relative_to(target) for place in places) else os.path.commonpath(places),
         None,
         None,
-        "fusestore-overlay",
+        f"{NAME}:{upper.path}" if upper else NAME,
         allow_other=options.on("allow_other", default=root),
         allow_root=options.on("allow_root"),
         options=tuple(name for name, given in options.flags.items() if given),

@@ -13,20 +13,23 @@ unmounts it.  Layers are held by fd and by a shared lock, so that nobody can rem
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
 import trio
 
 from fusestore.driver import data_requests, mounter, whiteout
-from fusestore.driver.layout import MountSpec
+from fusestore.driver.layout import MountSpec, UpperSpec
 from fusestore.driver.loop import Intercepted, Loop
 from fusestore.driver.operations import Operations
 from fusestore.driver.union.layerdir import LayerDir
@@ -36,6 +39,8 @@ from fusestore.driver.union.writable import WritableUnion
 from fusestore.driver.writable_operations import WritableOperations
 from fusestore.files import lock
 from fusestore.syscalls import raise_fd_limit
+
+_CLAIMS, _CLAIM_PAUSE = 200, 0.05  # times, seconds
 
 _log = logging.getLogger("fusestore.server")
 
@@ -58,17 +63,34 @@ def open_union(spec: MountSpec, mountpoint: str) -> Union:
         return Union(layers)
     tree = _open_layer(spec, spec.upper.path, None, spec.upper.lock)
     work = _open_layer(spec, spec.upper.work, None, None)
-    spelling = spec.upper.spelling or spec.spelling or whiteout.probe(work.fd)
-    upper = Upper(
+    return WritableUnion(_claimed(spec, spec.upper, tree, work), layers)
+
+
+def _claimed(spec: MountSpec, upper: UpperSpec, tree: LayerDir, work: LayerDir) -> Upper:
+    """The upper, once its last server has let go of it.
+
+    That one may still be writing, or be kept alive by a mount namespace with a copy of its mount.  While the
+    mount is to be seen here it is in use (EBUSY).
+    """
+    make = partial(
+        Upper,
         tree,
         work,
-        spelling,
-        metacopy=spec.upper.metacopy,
-        redirect=spec.upper.redirect,
-        plain_symlinks=spec.upper.plain_symlinks,
-        sync=spec.upper.sync,
+        upper.spelling or spec.spelling or whiteout.probe(work.fd),
+        metacopy=upper.metacopy,
+        redirect=upper.redirect,
+        plain_symlinks=upper.plain_symlinks,
+        sync=upper.sync,
     )
-    return WritableUnion(upper, layers)
+    for _ in range(_CLAIMS):
+        try:
+            return make()
+        except OSError as exc:
+            if exc.errno != errno.EBUSY or mounter.is_source(mounter.source_name(spec)):
+                raise
+        select.select([], [], [], _CLAIM_PAUSE)
+    _log.warning("%s is in use by a mount that cannot be seen from here", upper.path)
+    return make(claim=False)
 
 
 def _open_layer(spec: MountSpec, path: str, links: str | None, locked: str | None) -> LayerDir:

@@ -77,13 +77,13 @@ class FilesUnion(RaisingUnion):
         self._handles[fd] = node, writable, writer
         if not writable and node.layers:
             live.handles.append(fd)
-        elif writable and writer is not None and self._has_privileges(node):
+        elif writable and self._has_privileges(node):
             self._strict[fd] = writer
 
     def _watch(self, node: Node) -> None:
         """`node` may have got something that the next write has to take away."""
         for fd, (opened, writable, writer) in self._handles.items():
-            if opened is node and writable and writer is not None:
+            if opened is node and writable:
                 self._strict[fd] = writer
 
     def release(self, handle: int) -> None:
@@ -140,10 +140,7 @@ class FilesUnion(RaisingUnion):
 
     def open_directory(self, handle: int) -> int:
         """An open directory as an fd of the backing one, for fsync; the caller's to close."""
-        node = self._opened[handle].node
-        if node.live is not None and node.live.gone:
-            return os.open(f"/proc/self/fd/{node.live.anchor}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        layer, path = self.at(node)
+        layer, path = self.at(self._opened[handle].node)
         return os.open(path or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer.fd)
 
     def setattr(
@@ -216,12 +213,11 @@ class FilesUnion(RaisingUnion):
         return bool(self.attr(node).mode & 0o6000) or layer.getxattr(path, _CAPABILITY) is not None
 
     def _drop_privileges(self, node: Node, writer: Writer) -> None:
-        """What Linux does to a file that somebody writes to who is not root."""
-        if writer is None:
-            return
+        """What Linux does to a file that somebody writes to: only root keeps setuid, and nobody
+        capabilities."""
         attr, place = self.attr(node), self.at(node)
         mode = attr.mode
-        if mode & 0o6000:
+        if mode & 0o6000 and writer is not None:
             attr.mode = _without_privileges(mode, in_group=writer(attr.gid))
         if attr.mode != mode:
             self.upper.set_owner_and_mode(place, attr)
@@ -232,6 +228,19 @@ class FilesUnion(RaisingUnion):
         layer, path = place
         if self.upper.ownership is Ownership.OVERRIDE and layer.getxattr(path, _CAPABILITY) is not None:
             self.upper.remove_xattr(place, _CAPABILITY)
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        if self._is_lost(self.node(ino)):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return super().getxattr(ino, name)
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        return [] if self._is_lost(self.node(ino)) else super().listxattr(ino)
+
+    @staticmethod
+    def _is_lost(node: Node) -> bool:
+        """True for a file of which nothing is left."""
+        return node.live is not None and node.live.gone and not stat.S_ISDIR(node.attr.mode)
 
     def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set an xattr; of an ACL, also the permission bits that it amounts to."""

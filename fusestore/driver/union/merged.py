@@ -30,7 +30,7 @@ from fusestore.driver.union.nodes import ROOT, Listed, Live, Node
 from fusestore.driver.union.resolve import Entry, join, resolve
 from fusestore.driver.union.tree import Opened, Union
 
-_PATH_LIMIT = 3072  # bytes; a directory with a longer path is reached through an fd of its own
+PATH_LIMIT = 3072  # bytes; a directory with a longer path is reached through an fd of its own
 
 
 class MergedUnion(Union):
@@ -129,7 +129,7 @@ class MergedUnion(Union):
 
     def _shortened(self, node: Node, path: bytes) -> bytes:
         """`path`, or a way to the directory `node` through an fd where that is too long for a system call."""
-        if len(path) < _PATH_LIMIT or not stat.S_ISDIR(node.attr.mode) or not node.upper:
+        if len(path) < PATH_LIMIT or not stat.S_ISDIR(node.attr.mode) or not node.upper:
             return path
         live = self._live(node)
         if live.anchor < 0:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fusestore.driver.union import copyup
 from fusestore.driver.union.copyup import CopyUp
 from fusestore.driver.union.layerdir import METACOPY, ORIGIN, REDIRECT, Attr, LayerDir, Place
-from fusestore.driver.union.merged import MergedUnion, stale
+from fusestore.driver.union.merged import PATH_LIMIT, MergedUnion, stale
 from fusestore.driver.union.nodes import ROOT, Live, Node
 from fusestore.driver.union.resolve import Entry, join
 from fusestore.driver.union.upper import Upper
@@ -30,8 +30,11 @@ class RaisingUnion(MergedUnion):
         super().__init__(upper.tree, layers)
 
     def at(self, node: Node) -> Place:
-        if node.live is not None and node.live.hidden is not None:
-            return self.upper.work, node.live.hidden
+        live = node.live
+        if live is not None and live.hidden is not None:
+            return self.upper.work, live.hidden
+        if live is not None and live.gone and live.anchor >= 0 and stat.S_ISDIR(node.attr.mode):
+            return self.tree, b"/proc/self/fd/%d/." % live.anchor
         return super().at(node)
 
     def _node(self, directory: Node, name: bytes, entry: Entry) -> Node:
@@ -159,7 +162,9 @@ class RaisingUnion(MergedUnion):
         for node in reversed(below):
             staged = copyup.stage_other(node, self.upper, self._marks(node))
             self._place(node, staged)
-            node.upper, node.epoch, node.listing = True, 0, None
+            node.upper, node.listing = True, None
+            if len(self.place(node)) >= PATH_LIMIT:  # from now on it is reached in another way
+                self._epoch += 1
 
     def _place(self, node: Node, staged: bytes) -> None:
         """Move a copy to where `node` is; the directory above has not changed by that."""

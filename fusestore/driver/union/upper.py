@@ -61,8 +61,9 @@ class Upper:
 
     `tree` is the upper; `work` is ours alone, and emptied here.  `metacopy` and `redirect` allow those
     xattrs.  A symlink of which the owner is kept in xattrs is a file, unless `plain_symlinks` (then one of
-    0:0 is a symlink).  Without `sync` a power failure may cost copied data.  Paths are relative to `tree`,
-    or absolute (through a directory fd, where they would be too long).
+    0:0 is a symlink).  Without `sync` a power failure may cost copied data.  With `claim` it fails (EBUSY)
+    while another has the same directories.  Paths are relative to `tree`, or absolute (through a directory
+    fd, where they would be too long).
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Upper:
         redirect: bool = False,
         plain_symlinks: bool = False,
         sync: bool = True,
+        claim: bool = True,
     ) -> None:
         self.tree = tree
         tree.mutable = True
@@ -90,8 +92,9 @@ class Upper:
         umask = os.umask(0)
         os.umask(umask)
         self._masked = umask != 0
-        _claim(tree)
-        _claim(work)
+        if claim:
+            _claim(tree)
+            _claim(work)
         self._carry_out()
         for name in os.listdir(work.fd):
             _remove_tree(work.fd, os.fsencode(name))
@@ -277,7 +280,7 @@ class Upper:
 
     def _uncover(self, path: bytes) -> None:
         """Remove the whiteout file beside `path`, if there is one."""
-        with contextlib.suppress(FileNotFoundError):
+        if self.tree.exists(_whiteout_name(path)):
             os.unlink(_whiteout_name(path), dir_fd=self.tree.fd)
 
     def hide(self, path: bytes, *, cover: bool) -> bytes:
