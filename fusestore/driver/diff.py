@@ -46,13 +46,13 @@ def diff(union: MergedUnion, whiteout_time: int = 0) -> Iterator[bytes]:
     found = _compared(union)
     _add_links(union, found)
     first: dict[int, bytes] = {}  # by inode number of the layer's file: the path that has its data
-    for path, (_, entry) in sorted(found.items()):
-        if entry is None:
+    for path, (kind, entry) in sorted(found.items()):
+        if entry is not None and not stat.S_ISSOCK(entry.attr.mode):
+            yield from _member(union, path, entry, first)
+        elif kind is not ChangeKind.ADD:  # a tar cannot hold a socket; at least it hides what it hides
             directory, slash, name = path.rpartition(b"/")
             marker = directory + slash + whiteout.PREFIX + name
             yield tar_writer.header(marker, stat.S_IFREG, mtime_ns=whiteout_time * 1_000_000_000)
-        elif not stat.S_ISSOCK(entry.attr.mode):
-            yield from _member(union, path, entry, first)
     yield tar_writer.END
 
 

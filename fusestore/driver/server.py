@@ -70,7 +70,7 @@ def _claimed(spec: MountSpec, upper: UpperSpec, tree: LayerDir, work: LayerDir) 
     """The upper, once its last server has let go of it.
 
     That one may still be writing, or be kept alive by a mount namespace with a copy of its mount.  While the
-    mount is to be seen here it is in use (EBUSY).
+    mount is to be seen here, or where only the work directory is taken, it is in use (EBUSY).
     """
     make = partial(
         Upper,
@@ -86,7 +86,8 @@ def _claimed(spec: MountSpec, upper: UpperSpec, tree: LayerDir, work: LayerDir) 
         try:
             return make()
         except OSError as exc:
-            if exc.errno != errno.EBUSY or mounter.is_source(mounter.source_name(spec)):
+            seen = mounter.is_source(mounter.source_name(spec)) or exc.filename == work.path
+            if exc.errno != errno.EBUSY or seen:
                 raise
         select.select([], [], [], _CLAIM_PAUSE)
     _log.warning("%s is in use by a mount that cannot be seen from here", upper.path)

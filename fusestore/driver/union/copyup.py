@@ -61,7 +61,11 @@ class CopyUp:
         try:
             if self.size:
                 copy_data(self._source, self._target, self.size)
-            if self._fresh is not None:
+            if self._fresh is None:
+                # Before it is no longer a metacopy: one that is shorter shows the beginning, a hole shows
+                # zeros.
+                os.ftruncate(self._target, self.size)
+            else:
                 meta, marks, ownership = self._fresh
                 set_marks(self._target, marks)
                 finish(self._target, meta, ownership)
