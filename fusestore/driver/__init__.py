@@ -6,10 +6,13 @@ A driver keeps each layer as a plain directory under its *home* and mounts a cha
 Stores see `api` and nothing else of this package.
 
 ====================  =============================================================================
-layers on disk        `layout` (names, locks, what drivers share), `ownership`, `whiteout`
+layers on disk        `layout` (names, locks, what drivers share), `ownership`, `whiteout`, `acl`
 ingest                `apply` (tar -> directory), `confine` (never leaves it), `below` (what lies under it)
-the union, no FUSE    `union.layerdir`, `union.resolve`, `union.nodes`, `union.tree`
-the union, mounted    `operations` (pyfuse3 adapter), `loop`, `server` (process), `mounter` (starts it)
+back out              `diff` (what a layer changes, as a list and as a tar)
+the union, no FUSE    `union.*`: see there
+the union, mounted    `operations`, `writable_operations`, `data_requests` (pyfuse3 and what it leaves out),
+                      `idmap`, `loop`, `server` (the process), `mounter` (starts it)
+for others            `program` (``fusestore-overlay``, for podman and buildah)
 the machine           `preflight` (what is missing, and the remedy)
 ====================  =============================================================================
 """
