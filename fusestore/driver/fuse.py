@@ -36,7 +36,7 @@ class FuseDriver(Home):
 
     def __init__(self, root: Path, runroot: Path) -> None:
         super().__init__(root)
-        self._runroot = runroot
+        self._runroot = runroot.absolute()
 
     def apply_diff(self, cache_id: CacheID, stream: Readable, limits: Limits) -> Applied:
         """Unpack an uncompressed layer tar into the staged layer.  Raises InvalidLayer, OSError."""

@@ -168,6 +168,7 @@ class Home:
     stacked: bool
 
     def __init__(self, root: Path) -> None:
+        root = root.absolute()
         self.path = root / self.name
         self.tmp = root / "tmp"
         self.links = self.path / "l"

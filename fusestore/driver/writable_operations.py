@@ -11,6 +11,7 @@ sends them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
@@ -42,6 +44,7 @@ class WritableOperations(Operations):
         super().__init__(union, view, loop, started)
         self._writable = union
         union.kernel_keeps_times = view.writeback
+        union.announce = _invalidate
         self.enable_writeback_cache = view.writeback
         self.enable_acl = view.acls
 
@@ -259,6 +262,12 @@ class WritableOperations(Operations):
             self._writable.rename(parent, name, new_parent, new_name, flags)
         except Exception as exc:
             raise error(exc) from None
+
+
+def _invalidate(ino: int) -> None:
+    """Make the kernel ask for attributes again, which it takes for unchanged by a write or an ACL."""
+    with contextlib.suppress(FileNotFoundError):
+        pyfuse3.invalidate_inode(ino, attr_only=True)
 
 
 def _is_in_group(ctx: RequestContext, gid: int) -> bool:

@@ -37,6 +37,8 @@ class FilesUnion(RaisingUnion):
         super().__init__(upper, layers)
         #: True where the kernel keeps the mtime of a file that is written to, and tells us later if at all.
         self.kernel_keeps_times = False
+        #: Called with the number of an inode of which the mode has changed without being asked for.
+        self.announce: Callable[[int], None] = lambda _: None
         self._handles: dict[int, tuple[Node, bool, Writer]] = {}  # fd of an open file: its node, may it write
         self._strict: dict[int, Writer] = {}  # those whose next write has to drop setuid
 
@@ -168,7 +170,9 @@ class FilesUnion(RaisingUnion):
         self._raise(node, data=size is not None, limit=size)
         changed(node)
         if size is not None:
-            self._truncate(node, size, handle)
+            # One that keeps its size keeps its time, for a kernel that keeps times.
+            if not (self.kernel_keeps_times and self.attr(node).size == size):
+                self._truncate(node, size, handle)
             self._drop_privileges(node, writer)
         if mode is not None or uid is not None or gid is not None:
             self._set_owner_and_mode(node, mode, uid, gid)
@@ -221,6 +225,7 @@ class FilesUnion(RaisingUnion):
             attr.mode = _without_privileges(mode, in_group=writer(attr.gid))
         if attr.mode != mode:
             self.upper.set_owner_and_mode(place, attr)
+            self.announce(node.ino)
         self._drop_capability(place)
         changed(node)
 
@@ -265,6 +270,7 @@ class FilesUnion(RaisingUnion):
             attr.mode = attr.mode & ~0o777 | bits
             self.upper.set_owner_and_mode(place, attr)
             node.stale = True
+            self.announce(ino)
             if minimal:
                 self._remove_if_there(place, name)
             else:

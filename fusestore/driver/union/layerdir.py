@@ -283,6 +283,11 @@ class LayerDir:
             names = self._links.get(path)
         return names or [path]
 
+    def links_below(self, directory: bytes) -> list[bytes]:
+        """The names below `directory` of files that have several in this layer.  Raises OSError."""
+        self.find_links(directory)
+        return [name for name in self._links or () if name.startswith(directory + b"/")]
+
     def _find_links(self) -> dict[bytes, list[bytes]]:
         groups: dict[int, list[bytes]] = {}
         for directory, _, names, fd in os.fwalk(b".", dir_fd=self.fd):

@@ -329,6 +329,7 @@ class WritableUnion(FilesUnion):
         """Tell a merged directory where it goes on below; False where that is not allowed or has no room."""
         if not self.upper.redirect:
             return False
+        self._raise_links(node)
         try:
             self.upper.mark(path, REDIRECT, b"/" + node.path)
         except OSError as exc:
@@ -336,6 +337,18 @@ class WritableUnion(FilesUnion):
                 raise
             return False
         return True
+
+    def _raise_links(self, top: Node) -> None:
+        """Copy up the files of `top` that have several names: the others are found by their paths in the
+        lower."""
+        for layer in top.layers:
+            for path in layer.links_below(top.path):
+                node: Node | None = top
+                for name in path[len(top.path) + 1 :].split(b"/"):
+                    is_directory = node is not None and stat.S_ISDIR(node.attr.mode)
+                    node = self._find(node, name) if node is not None and is_directory else None
+                if node is not None and not node.upper and node.layers[0] is layer and node.path == path:
+                    self._raise(node, data=False)
 
     def _raise_tree(self, top: Node) -> None:
         """Copy a directory up with all that is in it, so that it needs nothing from below."""
