@@ -8,8 +8,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 RUN=(fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv)
 DEMO=(debootstrap gpgv umoci)
-TEST=("${DEMO[@]}" acl attr buildah busybox-static libcap2-bin podman skopeo strace uidmap zstd)
-BENCH=("${TEST[@]}" fuse-overlayfs)
+TEST=("${DEMO[@]}" acl attr buildah busybox-static crun fuse-overlayfs git libcap2-bin make patch podman rsync skopeo strace
+    uidmap zstd)
+BENCH=("${TEST[@]}")
 
 test_user=fusestore-test
 venv=${XDG_CACHE_HOME:-$HOME/.cache}/fusestore/venv

@@ -127,7 +127,7 @@ def decode(value: bytes) -> tuple[int, int, int, int | None, int]:
     kind = _TYPES[named] if named else stat.S_IFMT(permissions) or None
     if max(uid, gid) >= _ID_LIMIT or permissions > 0o177777 or not is_device_number(major, minor):
         raise ValueError(f"override_stat {value!r}")
-    if kind is not None and kind not in _TYPE_NAMES:
+    if kind is not None and (kind not in _TYPE_NAMES or stat.S_IFMT(permissions) not in (0, kind)):
         raise ValueError(f"override_stat {value!r}")
     return uid, gid, permissions & 0o7777, kind, os.makedev(major, minor)
 

@@ -16,6 +16,6 @@
 
 Each class is the one before and more: `Union`, `MergedUnion`, `RaisingUnion`, `FilesUnion`, `WritableUnion`.
 
-A mount drives it through `fusestore.driver.operations` and its neighbours; ``fusestore ls`` and the tests call it directly.
-Everything here raises ``OSError`` with an errno and nothing else.
+A mount drives it through `fusestore.driver.operations` and its neighbours; ``fusestore ls`` and the tests
+call it directly. Everything here raises ``OSError`` with an errno and nothing else.
 """
