@@ -53,7 +53,7 @@ Merge directories into one and mount it on TARGET; compatible with fuse-overlayf
   workdir=W           an empty directory on the filesystem of upperdir
   uidmapping=H:T:N[:...], gidmapping=...   show ids H.. of the disk as T.., N of them
   squash_to_root, squash_to_uid=N, squash_to_gid=N   show every file as owned by that id
-  xattr_permissions=0|2   2: keep owners and modes in {OVERRIDE_STAT.decode()}
+  xattr_permissions=0|1|2   1, 2: keep owners and modes in {OVERRIDE_STAT.decode()}
   metacopy=on, redirect_dir=on   copy no data for a chmod, no files for a rename of a directory
   volatile, fsync=0|1 let fsync do nothing
   static_nlink, noacl, noxattrs=1, writeback=0|1, timeout=SECONDS

@@ -21,10 +21,10 @@ from __future__ import annotations
 import os
 import stat
 
-from fusestore.driver.ownership import Metadata, Ownership, create_file, finish
+from fusestore.driver.ownership import Metadata, create_file, finish
 from fusestore.driver.union.layerdir import METACOPY, REDIRECT, Attr, LayerDir, Place
 from fusestore.driver.union.nodes import Node
-from fusestore.driver.union.upper import Upper, set_marks
+from fusestore.driver.union.upper import Upper
 from fusestore.syscalls import copy_data
 
 
@@ -35,26 +35,36 @@ class CopyUp:
     directory, None where data are brought to a metacopy.  `waiting` belongs to whoever runs it.
     """
 
-    __slots__ = ("_fresh", "_source", "_sync", "_target", "is_metacopy", "node", "size", "staged", "waiting")
+    __slots__ = (
+        "_fresh",
+        "_source",
+        "_sync",
+        "_target",
+        "_upper",
+        "is_metacopy",
+        "node",
+        "size",
+        "staged",
+        "waiting",
+    )
 
     def __init__(
         self,
         node: Node,
+        upper: Upper,
         source: int,
         target: int,
         size: int,
-        *,
-        sync: bool,
         staged: bytes | None = None,
-        fresh: tuple[Metadata, dict[bytes, bytes], Ownership] | None = None,
+        fresh: tuple[Metadata, dict[bytes, bytes]] | None = None,
     ) -> None:
         self.node = node
         self.size = size
         self.staged = staged
         self.waiting: object = None
-        self._source, self._target, self._sync = source, target, sync
-        self._fresh = fresh
         self.is_metacopy = fresh is not None and METACOPY in fresh[1]
+        self._upper, self._source, self._target, self._fresh = upper, source, target, fresh
+        self._sync = upper.sync and not self.is_metacopy
 
     def run(self) -> None:
         """Copy.  Raises OSError, and then what was staged is of no use; closes both files in any case."""
@@ -66,9 +76,9 @@ class CopyUp:
                 # zeros.
                 os.ftruncate(self._target, self.size)
             else:
-                meta, marks, ownership = self._fresh
-                set_marks(self._target, marks)
-                finish(self._target, meta, ownership)
+                meta, marks = self._fresh
+                self._upper.set_marks(self._target, marks)
+                finish(self._target, meta, self._upper.ownership)
             if self._sync:
                 os.fsync(self._target)
         finally:
@@ -101,8 +111,7 @@ def plan(node: Node, upper: Upper, marks: dict[bytes, bytes], *, data: bool, lim
         raise
     if not data:
         os.ftruncate(target, size)
-    fresh = meta, marks, upper.ownership
-    return CopyUp(node, source, target, wanted, sync=upper.sync and data, staged=staged, fresh=fresh)
+    return CopyUp(node, upper, source, target, wanted, staged, (meta, marks))
 
 
 def complete(node: Node, upper: Upper, place: Place, *, limit: int | None) -> CopyUp:
@@ -116,7 +125,7 @@ def complete(node: Node, upper: Upper, place: Place, *, limit: int | None) -> Co
         if source >= 0:
             os.close(source)
         raise
-    return CopyUp(node, source, target, size, sync=upper.sync)
+    return CopyUp(node, upper, source, target, size)
 
 
 def stage_other(node: Node, upper: Upper, marks: dict[bytes, bytes]) -> bytes:

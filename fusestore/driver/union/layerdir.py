@@ -31,11 +31,8 @@ from fusestore.driver.ownership import (
 )
 from fusestore.driver.whiteout import Spelling
 
-# By which a union remembers what it did; see `fusestore.driver.union.upper`.
-ORIGIN = b"user.overlay.fusestore.origin"
-TRUSTED_ORIGIN = b"trusted.overlay.fusestore.origin"
-REDIRECT = b"user.overlay.redirect"
-METACOPY = b"user.overlay.metacopy"
+# What a union remembers of an object, as xattrs; see `fusestore.driver.union.upper`.
+OPAQUE, REDIRECT, METACOPY, ORIGIN = b"opaque", b"redirect", b"metacopy", b"fusestore.origin"
 
 _PATH_LIMIT = 3968  # bytes; the kernel takes 4,095, and a prefix has to go before
 _PARTS = 15  # names of at most 255 bytes that make a path below the limit
@@ -168,9 +165,16 @@ class LayerDir:
             return WHITEOUT
         if kind == stat.S_IFREG and attr.size == 0 and self._named and self._is_xattr_whiteout(path):
             return WHITEOUT
+        if kind == stat.S_IFREG and attr.size and not attr.blocks and not self.mutable:
+            self._refuse_metacopy(path)
         if self.override is not None:
             self._apply_override(path, attr, self.override)
         return attr
+
+    def _refuse_metacopy(self, path: bytes) -> None:
+        """A file without data may be one of which they are elsewhere, which only an upper may have."""
+        if METACOPY in self.marks(path):
+            raise OSError(errno.EIO, "a metacopy in a lower layer, which fusestore does not read", path)
 
     def _apply_override(self, path: bytes, attr: Attr, name: bytes) -> None:
         """Put the image's owner, mode and type in the place of the backing file's."""
@@ -190,16 +194,18 @@ class LayerDir:
             attr.size = attr.blocks = 0
 
     def marks(self, path: bytes) -> dict[bytes, bytes]:
-        """The union's own xattrs (opaque, redirect, ...) of the file or directory at `path`.  Raises
-        OSError."""
+        """The union's own xattrs (`OPAQUE`, ...) of the file or directory at `path`.  Raises OSError.
+
+        Root's overlayfs has them as ``trusted.``, others as ``user.``.
+        """
         names = [name for name in self._raw_names(path) if name.startswith(PRIVATE)]
-        return {name: self._xattr(path, name) or b"" for name in names}
+        return {name.split(b".", 2)[2]: self._xattr(path, name) or b"" for name in names}
 
     def is_opaque(self, path: bytes, marks: dict[bytes, bytes] | None = None) -> bool:
         """True when the directory at `path` hides those of the layers below; `marks` if known already."""
         if marks is None:
             marks = self.marks(path)
-        if any(marks.get(name) == b"y" for name in whiteout.OPAQUE_XATTRS):
+        if marks.get(OPAQUE) == b"y":
             return True
         if not self._named:
             return False

@@ -20,7 +20,6 @@ from fusestore.driver.union.layerdir import (
     METACOPY,
     ORIGIN,
     REDIRECT,
-    TRUSTED_ORIGIN,
     WHITEOUT,
     Attr,
     LayerDir,
@@ -104,7 +103,7 @@ class MergedUnion(Union):
 
     def _origin(self, marks: dict[bytes, bytes], top: Attr) -> Attr | None:
         """The lower object that an upper one was copied from, if that can be seen to be true."""
-        index, colon, path = (marks.get(ORIGIN) or marks.get(TRUSTED_ORIGIN, b"")).partition(b":")
+        index, colon, path = marks.get(ORIGIN, b"").partition(b":")
         if not colon or not index.isdigit() or int(index) >= len(self._lowers):
             return None
         origin = self._lowers[-1 - int(index)].look(path)

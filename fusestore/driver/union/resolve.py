@@ -10,10 +10,11 @@ Lookup, readdir, Changes and Diff all call here, so that there is one answer.
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Sequence
 
-from fusestore.driver.union.layerdir import WHITEOUT, Attr, LayerDir, Place
+from fusestore.driver.union.layerdir import REDIRECT, WHITEOUT, Attr, LayerDir, Place
 
 
 class Entry:
@@ -68,13 +69,21 @@ def resolve(layers: Sequence[LayerDir], path: bytes) -> Entry | None:
         elif not stat.S_ISDIR(attr.mode):
             break
         found.append(layer)
-        if layer is not last and layer.is_opaque(path):
+        if layer is not last and _ends_here(layer, path):
             break
     if top is None:
         return None
     if len(found) > 1:
         top.nlink = 1  # "unknown" to find(1) and fts(3), and what the kernel's overlayfs says
     return Entry(top, tuple(found), path)
+
+
+def _ends_here(layer: LayerDir, path: bytes) -> bool:
+    """True when the directory at `path` hides those below."""
+    marks = layer.marks(path)
+    if REDIRECT in marks:
+        raise OSError(errno.EIO, "a renamed directory in a lower layer, which fusestore does not read", path)
+    return layer.is_opaque(path, marks)
 
 
 def children(places: Sequence[Place]) -> list[tuple[bytes, int]]:

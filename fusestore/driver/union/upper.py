@@ -10,7 +10,8 @@ A file that lost its last name while it was open lives on in the work directory 
 with several names takes several steps to appear; what is to be linked is written down before (`intend`),
 and done by whoever comes next if it was not.
 
-xattrs, all invisible in a mount, of which only `origin` is written where not asked for more:
+xattrs ("marks"), all invisible in a mount, of which only opaque and origin are written where not asked for
+more:
 
 ``user.overlay.opaque``             ``y``: this directory hides those below
 ``user.overlay.redirect``           this directory, or the data of this file, has another path in the lowers
@@ -20,8 +21,9 @@ counted from
                                     the bottom, which a new layer on top does not change): its inode number
                                     stays
 
-The first three are the kernel overlayfs's, so that it can read our uppers.  The kernel's own
-``user.overlay.origin`` is a file handle, which without root can be made but not used.
+The first three are the kernel overlayfs's, so that it can read our uppers; where we are the host's root
+they are ``trusted.overlay.``, as its are then.  The kernel's own origin is a file handle, which without
+root can be made but not used.
 """
 
 from __future__ import annotations
@@ -49,11 +51,12 @@ from fusestore.driver.ownership import (
     is_internal,
     set_xattr,
 )
-from fusestore.driver.union.layerdir import ORIGIN, TRUSTED_ORIGIN, Attr, LayerDir, Place
+from fusestore.driver.union.layerdir import OPAQUE, ORIGIN, Attr, LayerDir, Place
 from fusestore.driver.whiteout import Spelling
-from fusestore.syscalls import RENAME_EXCHANGE, RENAME_WHITEOUT, rename
+from fusestore.syscalls import RENAME_EXCHANGE, RENAME_WHITEOUT, owns_every_id, rename
 
 _INTENT = b"links-"
+_PREFIXES = b"user.overlay.", b"trusted.overlay."
 
 
 class Upper:
@@ -88,6 +91,7 @@ class Upper:
         self.plain_symlinks = plain_symlinks
         self.sync = sync
         self._count = 0
+        self._prefix = _PREFIXES[owns_every_id()]
         self._ids = os.geteuid(), os.getegid()
         umask = os.umask(0)
         os.umask(umask)
@@ -164,7 +168,7 @@ class Upper:
         if not covered and self._is_plain(meta):
             os.mkdir(path, meta.mode & 0o7777, dir_fd=self.tree.fd)
             return
-        staged = self.stage_directory(meta, {whiteout.OPAQUE_XATTR: b"y"} if covered else {})
+        staged = self.stage_directory(meta, {OPAQUE: b"y"} if covered else {})
         self._place_or_discard(staged, path, covered=covered, directory=True)
 
     def stage_directory(self, meta: Metadata, marks: dict[bytes, bytes]) -> bytes:
@@ -174,7 +178,7 @@ class Upper:
         fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work.fd)
         try:
             describe(fd, meta, self.ownership)
-            set_marks(fd, marks)
+            self.set_marks(fd, marks)
         except BaseException:
             self.discard(staged)
             raise
@@ -197,7 +201,7 @@ class Upper:
                 )
             else:
                 create_special(self.work.fd, staged, meta, self.ownership)
-            set_marks(self.work.named(staged), marks or {})
+            self.set_marks(self.work.named(staged), marks or {})
         except BaseException:
             self.discard(staged)
             raise
@@ -344,21 +348,32 @@ class Upper:
 
     def clear(self, path: bytes, meta: Metadata, *, opaque: bool) -> None:
         """Replace a directory that holds but whiteouts by one that holds nothing."""
-        staged = self.stage_directory(meta, {whiteout.OPAQUE_XATTR: b"y"} if opaque else {})
+        staged = self.stage_directory(meta, {OPAQUE: b"y"} if opaque else {})
         rename(self.work.fd, staged, self.tree.fd, path, RENAME_EXCHANGE)
         self.discard(staged)
 
     # -- attributes -----------------------------------------------------------------------------------
 
-    def mark(self, path: bytes, name: bytes, value: bytes) -> None:
+    def mark(self, path: bytes, mark: bytes, value: bytes) -> None:
         """Set one of the union's own xattrs."""
-        set_xattr(self.tree.named(path), name, value)
+        set_xattr(self.tree.named(path), self._prefix + mark, value)
 
-    def unmark(self, place: Place, names: Iterable[bytes]) -> None:
+    def set_marks(self, target: int | bytes, marks: dict[bytes, bytes]) -> None:
+        """Set several, on an fd or a path.  Where there is no room for the origin the object gets another
+        number."""
+        for mark, value in marks.items():
+            try:
+                set_xattr(target, self._prefix + mark, value)
+            except OSError:
+                if mark != ORIGIN:
+                    raise
+
+    def unmark(self, place: Place, marks: Iterable[bytes]) -> None:
         """Remove some of the union's own xattrs."""
         layer, path = place
-        for name in names:
-            _remove_xattr(layer.named(path), name)
+        for mark in marks:
+            for prefix in _PREFIXES:
+                _remove_xattr(layer.named(path), prefix + mark)
 
     def set_owner_and_mode(self, place: Place, attr: Attr) -> None:
         """Let the object at `place` have the owner and permissions of `attr`."""
@@ -421,18 +436,6 @@ class Upper:
 def _whiteout_name(path: bytes) -> bytes:
     directory, slash, name = path.rpartition(b"/")
     return directory + slash + whiteout.PREFIX + name
-
-
-def set_marks(target: int | bytes, marks: dict[bytes, bytes]) -> None:
-    """Set the union's own xattrs.  Where there is no room for the origin the object gets another number."""
-    for name, value in marks.items():
-        try:
-            set_xattr(target, name, value)
-        except OSError:
-            if name != ORIGIN:
-                raise
-            with contextlib.suppress(OSError):  # root can do so for what cannot have user xattrs
-                set_xattr(target, TRUSTED_ORIGIN, value)
 
 
 def _remove_xattr(path: bytes, name: bytes) -> None:

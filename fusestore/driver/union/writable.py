@@ -23,7 +23,7 @@ from fusestore.driver import acl, whiteout
 from fusestore.driver.ownership import Metadata
 from fusestore.driver.union import copyup
 from fusestore.driver.union.files import FilesUnion, Writer
-from fusestore.driver.union.layerdir import REDIRECT, WHITEOUT, Attr
+from fusestore.driver.union.layerdir import OPAQUE, REDIRECT, WHITEOUT, Attr
 from fusestore.driver.union.nodes import Node
 from fusestore.driver.union.raising import changed
 from fusestore.driver.union.resolve import children, join, resolve
@@ -323,7 +323,7 @@ class WritableUnion(FilesUnion):
         if node.layers and not self._redirect(node, path):
             self._raise_tree(node)
         if not node.layers and self._is_below(new, new_name):
-            self.upper.mark(path, whiteout.OPAQUE_XATTR, b"y")
+            self.upper.mark(path, OPAQUE, b"y")
 
     def _redirect(self, node: Node, path: bytes) -> bool:
         """Tell a merged directory where it goes on below; False where that is not allowed or has no room."""
@@ -361,7 +361,7 @@ class WritableUnion(FilesUnion):
                     directories.append(node)
                 elif node is not None:
                     self._raise(node)
-        self.upper.mark(self.place(top), whiteout.OPAQUE_XATTR, b"y")
+        self.upper.mark(self.place(top), OPAQUE, b"y")
         for directory in directories:
             directory.layers, directory.listing = (), None
             changed(directory)
