@@ -295,7 +295,10 @@ def _imagine(
 ) -> None:
     """Change the attributes of an object of which nothing else is left."""
     attr = node.attr
-    attr.mode = attr.mode if mode is None else stat.S_IFMT(attr.mode) | mode & 0o7777
+    if mode is not None:
+        attr.mode = stat.S_IFMT(attr.mode) | mode & 0o7777
+    elif (uid is not None or gid is not None) and not stat.S_ISDIR(attr.mode):
+        attr.mode = _without_privileges(attr.mode, in_group=True)
     attr.uid = attr.uid if uid is None else uid
     attr.gid = attr.gid if gid is None else gid
     attr.atime_ns = attr.atime_ns if atime_ns is None else atime_ns
