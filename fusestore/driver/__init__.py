@@ -10,7 +10,7 @@ layers on disk        `layout` (names, locks, what drivers share), `ownership`, 
 ingest                `apply` (tar -> directory), `confine` (never leaves it), `below` (what lies under it)
 back out              `diff` (what a layer changes, as a list and as a tar)
 the union, no FUSE    `union.*`: see there
-the union, mounted    `operations`, `writable_operations`, `data_requests` (pyfuse3 and what it leaves out),
+the union, mounted    `operations`, `writable_operations`, `raw_requests` (pyfuse3 and what it leaves out),
                       `idmap`, `loop`, `server` (the process), `mounter` (starts it)
 for others            `program` (``fusestore-overlay``, for podman and buildah)
 the machine           `preflight` (what is missing, and the remedy)

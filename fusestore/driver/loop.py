@@ -29,7 +29,7 @@ every
 * `Loop.negotiate`, for INIT: flags that libfuse or pyfuse3 does not offer.
 
 *Requests that pyfuse3 does not know.*  For a writable mount, `Loop.intercept` has the loop read the device
-itself.  Requests with a handler of ours (`fusestore.driver.data_requests`) are answered at once.  All
+itself.  Requests with a handler of ours (`fusestore.driver.raw_requests`) are answered at once.  All
 others go to libfuse as if nothing had happened: into a pipe, which stands in the place of its fd while it
 reads, and no longer when pyfuse3 asks for the handler (`Intercepted`) and replies.  What pyfuse3 has no
 handler for is answered ENOSYS, as libfuse would.  This costs 2.5 us a request, and saves pyfuse3's two
@@ -54,7 +54,7 @@ import trio
 
 _log = logging.getLogger(__name__)
 
-_F_SETPIPE_SZ = 1031
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 
 _POLL = 200e-6
 _YIELD = 256
@@ -78,15 +78,15 @@ HANDLE_KILLPRIV_V2 = 1 << 28  # we drop setuid; without it every write(2) asks f
 IN_HEADER = struct.Struct("<IIQQIIIHH")
 _OUT_HEADER = struct.Struct("<IiQ")
 _REQUEST_LIMIT = (1 << 20) + 4096  # libfuse's
-_PIPE_SIZE = 1 << 17  # the largest request but WRITE is a SETXATTR of 64 KiB
+_PIPE_SIZE = 1 << 17  # the largest request that is passed on is a SETXATTR of 64 KiB
 
 # Requests for which pyfuse3 has a handler, or libfuse does all there is to do; none of INTERRUPT, BMAP,
 # IOCTL, ...
-_PASSED_ON = {*range(1, 7), *range(8, 19), *range(20, 28), 29, 30, 34, 35, 42, 44, 45}
+_PASSED_ON = {1, *range(3, 7), *range(8, 19), *range(20, 28), 29, 30, 34, 35, 44, 45}
 _UNANSWERED = {36}  # INTERRUPT: what takes long can not be interrupted
 
 T = TypeVar("T")
-Handler = Callable[[memoryview], bytes]
+Handler = Callable[[memoryview, int], bytes | None]
 
 
 class _NoLock:
@@ -156,7 +156,7 @@ class Loop:
         self._handlers: dict[int, Handler] | None = None
         self._request = memoryview(bytearray(_REQUEST_LIMIT))
         self._outlet, self._inlet = os.pipe()
-        self._is_pipe = False
+        self._is_pipe, self._room = False, 0
         self._nursery = _Nursery()
         lowlevel = SimpleNamespace(
             current_task=trio.lowlevel.current_task,
@@ -202,11 +202,15 @@ class Loop:
     def intercept(self, operations: object, handlers: dict[int, Handler]) -> Intercepted:
         """Answer the requests with the opcodes `handlers` here; what to give to pyfuse3.init().
 
-        A handler gets what follows the request's header, and returns what follows the reply's, or raises
-        OSError.
+        A handler gets what follows the request's header, and the inode number in that.  It returns what
+        follows the reply's header, or None where there is no reply, or raises OSError.
         """
         self._handlers = handlers
-        fcntl.fcntl(self._inlet, _F_SETPIPE_SZ, _PIPE_SIZE)
+        with contextlib.suppress(
+            PermissionError
+        ):  # the user has very many pipes; 4 KiB stay
+            fcntl.fcntl(self._inlet, _F_SETPIPE_SZ, _PIPE_SIZE)
+        self._room = fcntl.fcntl(self._inlet, _F_GETPIPE_SZ)
         return Intercepted(operations, self._give_back)
 
     def _answered(self) -> bool:
@@ -217,30 +221,33 @@ class Loop:
         except OSError as exc:
             # ENODEV: unmounted, which libfuse is to see.  Else the request was taken back.
             return exc.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN)
-        _, opcode, unique, *_ = IN_HEADER.unpack_from(self._request)
+        _, opcode, unique, ino, *_ = IN_HEADER.unpack_from(self._request)
         assert self._handlers is not None
         handler = self._handlers.get(opcode)
-        if handler is None and opcode in _PASSED_ON:
+        if handler is None and opcode in _PASSED_ON and size <= self._room:
             os.write(self._inlet, self._request[:size])
             os.dup2(self._outlet, self._fd, inheritable=False)
             self._is_pipe = True
             return False
         if opcode not in _UNANSWERED:
-            self._reply(handler, self._request[IN_HEADER.size : size], unique)
+            self._reply(handler, self._request[IN_HEADER.size : size], ino, unique)
         return True
 
-    def _reply(self, handler: Handler | None, request: memoryview, unique: int) -> None:
-        number, reply = errno.ENOSYS, b""
+    def _reply(self, handler: Handler | None, request: memoryview, ino: int, unique: int) -> None:
+        number, reply = errno.ENOSYS, None
         if handler is not None:
             try:
-                number, reply = 0, handler(request)
+                number, reply = 0, handler(request, ino)
+                if reply is None:
+                    return
             except OSError as exc:
                 number = exc.errno or errno.EIO
             except Exception:
                 _log.exception("a handler failed")
                 number = errno.EIO
+        body = reply or b""
         with contextlib.suppress(FileNotFoundError):  # nobody waits for it any more
-            os.write(self._device, _OUT_HEADER.pack(_OUT_HEADER.size + len(reply), -number, unique) + reply)
+            os.write(self._device, _OUT_HEADER.pack(_OUT_HEADER.size + len(body), -number, unique) + body)
 
     def _give_back(self) -> None:
         """Let libfuse's fd be the device again."""

@@ -122,8 +122,12 @@ class Operations(pyfuse3.Operations):
     async def forget(self, counts: Sequence[tuple[int, int]]) -> None:
         """FUSE_FORGET and FUSE_BATCH_FORGET."""
         for ino, count in counts:
-            self._union.forget(ino, count)
-            self._prefilled.discard(ino)
+            self.forget_one(ino, count)
+
+    def forget_one(self, ino: int, count: int) -> None:
+        """The kernel drops `count` of its references to `ino`."""
+        self._union.forget(ino, count)
+        self._prefilled.discard(ino)
 
     async def getattr(self, ino: int, ctx: object) -> EntryAttributes:
         """FUSE_GETATTR."""

@@ -28,7 +28,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from fusestore.driver import data_requests, mounter, whiteout
+from fusestore.driver import mounter, raw_requests, whiteout
 from fusestore.driver.layout import MountSpec, UpperSpec
 from fusestore.driver.loop import Intercepted, Loop
 from fusestore.driver.operations import Operations
@@ -144,7 +144,7 @@ def serve(
     operations: Operations | Intercepted = Operations(union, spec.view, loop, started)
     if isinstance(union, WritableUnion):
         writable = WritableOperations(union, spec.view, loop, started)
-        operations = loop.intercept(writable, data_requests.handlers(union))
+        operations = loop.intercept(writable, raw_requests.handlers(union, writable.forget_one))
     pyfuse3.init(operations, f"/dev/fd/{fd}", options)  # type: ignore[arg-type]
     trio.run(_run, loop, mountpoint)
 

@@ -1,6 +1,6 @@
 """pyfuse3 adapter for the changing calls; as `fusestore.driver.operations`, it decides nothing.
 
-WRITE is not here but in `fusestore.driver.data_requests`.
+WRITE is not here but in `fusestore.driver.raw_requests`.
 
 What may take long, the copying of a large file and fsync, happens in a thread while other requests are
 answered (`Loop.aside`).  Two who want the same file copied up: the second waits for the first.

@@ -81,7 +81,7 @@ ALLOWED = {
         "driver.union.files",
         "driver.union.writable",
     },
-    "driver.data_requests": {"driver.loop", "driver.union.writable"},
+    "driver.raw_requests": {"driver.loop", "driver.union.writable"},
     "driver.loop": set(),
     "driver.server": {
         "syscalls",
@@ -89,7 +89,7 @@ ALLOWED = {
         "driver.layout",
         "driver.operations",
         "driver.writable_operations",
-        "driver.data_requests",
+        "driver.raw_requests",
         "driver.loop",
         "driver.mounter",
         "driver.whiteout",

@@ -170,7 +170,8 @@ class RaisingUnion(MergedUnion):
         """Move a copy to where `node` is; the directory above has not changed by that."""
         above = self.attr(node.parent)
         try:
-            self.upper.place(staged, self.place(node), covered=False)
+            is_directory = stat.S_ISDIR(node.attr.mode)
+            self.upper.place(staged, self.place(node), covered=False, directory=is_directory)
         except BaseException:
             self.upper.discard(staged)
             raise

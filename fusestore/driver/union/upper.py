@@ -23,7 +23,8 @@ counted from
 
 The first three are the kernel overlayfs's, so that it can read our uppers; where we are the host's root
 they are ``trusted.overlay.``, as its are then.  The kernel's own origin is a file handle, which without
-root can be made but not used.
+root can be made but not used.  What can have no xattr (a symlink or device whose owner is on the inode)
+gets another number with the next mount, as with the kernel's overlayfs.
 """
 
 from __future__ import annotations
@@ -177,8 +178,8 @@ class Upper:
         os.mkdir(staged, 0o700, dir_fd=self.work.fd)
         fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work.fd)
         try:
+            self.set_marks(fd, marks)  # before the mode, which may forbid it
             describe(fd, meta, self.ownership)
-            self.set_marks(fd, marks)
         except BaseException:
             self.discard(staged)
             raise
