@@ -1,7 +1,8 @@
 """The same system calls on two union mounts of the same lower layers: the kernel's overlayfs and ours.
 
 A program: it runs inside a user namespace, where both can be mounted, reads commands as lines of JSON and
-answers with lines of JSON (`Lockstep`).  Everything lies in a tmpfs of its own, which goes with the namespace.
+answers with lines of JSON (`Lockstep`).  Everything lies in a tmpfs of its own, which goes with the
+namespace.
 
 The lowers hold many *cases*, directories with the same content, so that many sequences of operations can run
 on one mount.  What the kernel's overlayfs does not do by design is done for it (`Kernel`).
@@ -160,7 +161,8 @@ class Side:
         return nlink
 
     def numbers(self, case: str) -> dict[str, dict]:
-        """The inode numbers in `case`, but of what cannot carry an xattr: that has another after its copy-up."""
+        """The inode numbers in `case`, but of what cannot carry an xattr: that has another after its copy-
+        up."""
         top, seen = self.mountpoint / case, trees.described(self.mountpoint / case)
         kept = [path for path, attributes in seen.items() if attributes["type"] in ("file", "directory")]
         return {path: {"number": os.lstat(top / path).st_ino} for path in kept}
@@ -429,7 +431,8 @@ class Lockstep:
         return [*found, differences(*(side.tree(case) for side in self._sides))]
 
     def end(self) -> list[list[str]]:
-        """Mount everything again, then our upper by other programs: for each case what differs; unmount all."""
+        """Mount everything again, then our upper by other programs: for each case what differs; unmount
+        all."""
         kernel, ours = self._sides
         for side in self._sides:
             side.unmount()

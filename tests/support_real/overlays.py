@@ -138,6 +138,12 @@ class Overlay:
                 self.take_away()
                 process.kill()
 
+    def unmount_and_go(self) -> None:
+        """Unmount by hand, without waiting for the server; one that another namespace keeps is ended."""
+        unmount_by_hand(self.merged)
+        if is_kept_elsewhere(self.base):
+            self.wait_until_gone()
+
     def remount(self, *options: str, **more) -> Path:
         self.unmount()
         return self.mount(*options, **more)

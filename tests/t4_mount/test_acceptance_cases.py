@@ -306,9 +306,9 @@ def test_t17_any_number_of_layers(tmp_path, figure, layers):
 
 
 def test_t20_no_server_is_left_after_many_mounts(over):
-    for _ in range(15):
+    for _ in range(10):
         over.mount()
-        unmount_by_hand(over.merged)
+        over.unmount_and_go()
     over.wait_until_gone()
     assert not mounted_below(over.base)
 

@@ -1,11 +1,13 @@
-"""Random sequences of real system calls on two mounts of the same layers: the kernel's overlayfs and ours agree.
+"""Random sequences of real system calls on two mounts of the same layers: the kernel's overlayfs and ours
+agree.
 
 Every call has the same result or errno on both, the trees are the same after it, and again when both are
 mounted anew; what ours has written into its upper is then read the same by the kernel and by fuse-overlayfs.
 
 What the kernel does not do by design is done for it by `support_real.lockstep.Kernel`: it does not rename
-directories of a lower (EXDEV), and files opened before their copy-up go on showing the lower's content.  Hard
-links in lowers, which it breaks at copy-up, are left out: tests/t1_core/test_writable_union_model.py has them.
+directories of a lower (EXDEV), and files opened before their copy-up go on showing the lower's content.
+Hard links in lowers, which it breaks at copy-up, are left out: tests/t1_core/test_writable_union_model.py
+has them.
 """
 
 import json

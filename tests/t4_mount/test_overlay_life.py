@@ -188,7 +188,7 @@ def test_the_next_mount_may_follow_an_unmount_at_once(over):
         result = over.start()
         assert result.returncode == 0, result.stderr
         (over.merged / str(number)).touch()
-        unmount_by_hand(over.merged)
+        over.unmount_and_go()
     over.wait_until_gone()
     assert len(tree(over.upper)) == 8
 

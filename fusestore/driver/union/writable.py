@@ -254,12 +254,14 @@ class WritableUnion(FilesUnion):
             self._visible_links.clear()
         elif live.unnamed and live.hidden is None:
             live.gone, node.attr.nlink, node.stale = True, 0, False
-            self._nodes.kept = {key: ino for key, ino in self._nodes.kept.items() if ino != node.ino}
         else:
             node.stale = True
 
     def _anchor(self, node: Node, path: bytes) -> None:
         """Keep the inode number of an object that goes from being given to another while it is in use."""
+        if self._nodes.kept:
+            st = os.stat(path, dir_fd=self.tree.fd, follow_symlinks=False)
+            self._nodes.kept.pop((st.st_dev, st.st_ino), None)
         live = self._live(node)
         if live.anchor < 0 and node.nlookup > 0:
             with contextlib.suppress(OSError):  # too many open files: then the kernel will be told (`Nodes`)
@@ -312,8 +314,7 @@ class WritableUnion(FilesUnion):
             raise _error(errno.ENOTEMPTY)
 
     def _prepare(self, node: Node, new: Node, new_name: bytes) -> None:
-        """Get `node` ready to be moved to `new_name` in `new`: in the upper, and hiding what is below
-        there."""
+        """Get `node` ready to be moved to `new_name` in `new`: in the upper, hiding what is below there."""
         self._raise(node, data=False)
         self._raise_directory(node.parent)
         self._raise_directory(new)
@@ -339,8 +340,7 @@ class WritableUnion(FilesUnion):
         return True
 
     def _raise_links(self, top: Node) -> None:
-        """Copy up the files of `top` that have several names: the others are found by their paths in the
-        lower."""
+        """Copy up what has several names below `top`: they are found by their paths in the lower."""
         for layer in top.layers:
             for path in layer.links_below(top.path):
                 node: Node | None = top
