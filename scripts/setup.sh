@@ -55,6 +55,13 @@ open_fuse() {
     as_root chmod 0666 /dev/fuse
 }
 
+# A mount namespace that a test makes keeps a copy of every mount, and so its server, unless it hears of the unmount.
+share_mounts() {
+    [[ $(findmnt -no PROPAGATION /) != shared ]] && have_root || return 0
+    say "sharing mounts with mount namespaces: mount --make-rshared / (what systemd does)"
+    as_root mount --make-rshared /
+}
+
 find_python() {
     local python
     # The distribution's first: it has the headers of python3-dev, and every user can run it.

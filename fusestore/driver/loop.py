@@ -206,9 +206,7 @@ class Loop:
         follows the reply's header, or None where there is no reply, or raises OSError.
         """
         self._handlers = handlers
-        with contextlib.suppress(
-            PermissionError
-        ):  # the user has very many pipes; 4 KiB stay
+        with contextlib.suppress(PermissionError):  # the user has very many pipes; 4 KiB stay
             fcntl.fcntl(self._inlet, _F_SETPIPE_SZ, _PIPE_SIZE)
         self._room = fcntl.fcntl(self._inlet, _F_GETPIPE_SZ)
         return Intercepted(operations, self._give_back)

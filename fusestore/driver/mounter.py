@@ -391,9 +391,11 @@ def _mount_table() -> dict[str, str]:
     return {place: fstype for place, fstype, _ in _mounts()}
 
 
-def is_source(source: str) -> bool:
-    """True when something of ours is mounted whose device is called `source` (see `source_name`)."""
-    return any((fstype, device) == (FSTYPE, source) for _, fstype, device in _mounts())
+def is_elsewhere(spec: MountSpec, mountpoint: str) -> bool:
+    """True when `spec` is mounted on another place than `mountpoint`, as far as can be told by its device
+    name."""
+    wanted = FSTYPE, source_name(spec)
+    return any((fstype, device) == wanted and place != mountpoint for place, fstype, device in _mounts())
 
 
 def _mounts() -> Iterator[tuple[str, str, str]]:

@@ -19,6 +19,7 @@ wrong; the server is its child.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -159,6 +160,8 @@ def plan(options: Options, target: Path) -> MountSpec:
     view = _view(options, upper.path if upper else lowers[0])
     if upper is not None:
         os.makedirs(upper.work, mode=0o700, exist_ok=True)
+        with contextlib.suppress(PermissionError):
+            os.chmod(upper.work, 0o700)  # the kernel's overlayfs leaves it closed
         if options.number("xattr_permissions"):
             _mark(upper.path)
     root = os.geteuid() == 0

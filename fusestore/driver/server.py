@@ -21,7 +21,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 
@@ -63,14 +63,14 @@ def open_union(spec: MountSpec, mountpoint: str) -> Union:
         return Union(layers)
     tree = _open_layer(spec, spec.upper.path, None, spec.upper.lock)
     work = _open_layer(spec, spec.upper.work, None, None)
-    return WritableUnion(_claimed(spec, spec.upper, tree, work), layers)
+    return WritableUnion(_claimed(spec, spec.upper, tree, work, mountpoint), layers)
 
 
-def _claimed(spec: MountSpec, upper: UpperSpec, tree: LayerDir, work: LayerDir) -> Upper:
+def _claimed(spec: MountSpec, upper: UpperSpec, tree: LayerDir, work: LayerDir, mountpoint: str) -> Upper:
     """The upper, once its last server has let go of it.
 
     That one may still be writing, or be kept alive by a mount namespace with a copy of its mount.  While the
-    mount is to be seen here, or where only the work directory is taken, it is in use (EBUSY).
+    mount is to be seen, or where only the work directory is taken, it is in use (EBUSY).
     """
     make = partial(
         Upper,
@@ -86,7 +86,7 @@ def _claimed(spec: MountSpec, upper: UpperSpec, tree: LayerDir, work: LayerDir) 
         try:
             return make()
         except OSError as exc:
-            seen = mounter.is_source(mounter.source_name(spec)) or exc.filename == work.path
+            seen = mounter.is_elsewhere(spec, mountpoint) or exc.filename == work.path
             if exc.errno != errno.EBUSY or seen:
                 raise
         select.select([], [], [], _CLAIM_PAUSE)
@@ -109,17 +109,18 @@ def _detach() -> None:
     os.close(null)
 
 
-async def _unmount_on_signal(mountpoint: str) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            await trio.to_thread.run_sync(mounter.detach, mountpoint)
+async def _unmount_on_signal(signals: AsyncIterator[int], mountpoint: str) -> None:
+    async for _ in signals:
+        await trio.to_thread.run_sync(mounter.detach, mountpoint)
 
 
 async def _run(loop: Loop, mountpoint: str) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_unmount_on_signal, mountpoint)
-        await loop.serve()
-        nursery.cancel_scope.cancel()
+    # Listen first: whoever sees the mount may end it.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_unmount_on_signal, signals, mountpoint)
+            await loop.serve()
+            nursery.cancel_scope.cancel()
 
 
 def serve(

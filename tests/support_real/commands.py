@@ -19,7 +19,7 @@ from fusestore.store.storage import Store
 
 DEADLINE = 30  # seconds for anything that has to happen
 FUSESTORE = (sys.executable, "-bb", "-m", "fusestore")
-IN_NAMESPACE = ("unshare", "-Urm", "--")
+IN_NAMESPACE = ("unshare", "-Urm", "--propagation=slave", "--")
 
 
 @dataclass(frozen=True)

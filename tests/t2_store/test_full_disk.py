@@ -16,7 +16,16 @@ def test_every_size_of_disk_that_is_too_small(tmp_path):
     layers = tar(*(member(f"d/{i}", b"x" * 9000) for i in range(8))), tar(member("d/.wh.0"), member("b"))
     image = oci(tmp_path / "oci", *layers)
     (tmp_path / "disk").mkdir()
-    command = ["unshare", "-Urm", sys.executable, "-m", "support.full_disk", image, tmp_path / "disk"]
+    command = [
+        "unshare",
+        "-Urm",
+        "--propagation=slave",
+        sys.executable,
+        "-m",
+        "support.full_disk",
+        image,
+        tmp_path / "disk",
+    ]
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     answer = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=100
