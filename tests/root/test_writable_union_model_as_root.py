@@ -1,4 +1,4 @@
-"""The same as test_writable_union_model.py in tests/t1_core, where owners, modes and devices are those on disk."""
+"""The same as t1_core/test_writable_union_model.py where owners, modes and devices are those on disk."""
 
 from hypothesis import settings
 from support.union_machine import UnionMachine
