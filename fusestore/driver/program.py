@@ -24,6 +24,7 @@ import errno
 import logging
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ Merge directories into one and mount it on TARGET; compatible with fuse-overlayf
 
 FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT in the environment: write whiteouts as .wh. files.
 """
+
+_DEADLINE = 30  # seconds for the server to come up; our callers wait for ever
 
 # Understood by fuse-overlayfs or the kernel, without a meaning here.
 _IGNORED = {
@@ -286,6 +289,7 @@ def _run(spec: MountSpec, target: Path, *, foreground: bool, debug: bool) -> Non
     if not target.is_dir():
         raise InvalidMountpoint(str(target), "no such directory; create it first")
     union = server.open_union(spec, str(target))
+    signal.pthread_sigmask(signal.SIG_BLOCK, server.ENDING)
     fd = mounter.open_fuse(spec, target)
     if foreground:
         server.serve(union, spec, fd, str(target), lambda: None, debug=debug)
@@ -299,7 +303,7 @@ def _run(spec: MountSpec, target: Path, *, foreground: bool, debug: bool) -> Non
         os._exit(0)
     os.close(theirs)
     os.close(fd)
-    if not os.read(ours, 1):
+    if not select.select([ours], [], [], _DEADLINE)[0] or not os.read(ours, 1):
         mounter.detach(str(target))
         raise FusestoreError("the server ended before it could be used")
 

@@ -40,6 +40,9 @@ from fusestore.driver.writable_operations import WritableOperations
 from fusestore.files import lock
 from fusestore.syscalls import raise_fd_limit
 
+#: What ends a server; whoever starts one blocks them until it can listen.
+ENDING = (signal.SIGTERM, signal.SIGINT)
+
 _CLAIMS, _CLAIM_PAUSE = 200, 0.05  # times, seconds
 
 _log = logging.getLogger("fusestore.server")
@@ -86,8 +89,9 @@ def _claimed(spec: MountSpec, upper: UpperSpec, tree: LayerDir, work: LayerDir, 
         try:
             return make()
         except OSError as exc:
-            seen = mounter.is_elsewhere(spec, mountpoint) or exc.filename == work.path
-            if exc.errno != errno.EBUSY or seen:
+            if exc.errno != errno.EBUSY:
+                raise
+            if mounter.is_elsewhere(spec, mountpoint) or exc.filename == work.path:
                 raise
         select.select([], [], [], _CLAIM_PAUSE)
     _log.warning("%s is in use by a mount that cannot be seen from here", upper.path)
@@ -116,7 +120,8 @@ async def _unmount_on_signal(signals: AsyncIterator[int], mountpoint: str) -> No
 
 async def _run(loop: Loop, mountpoint: str) -> None:
     # Listen first: whoever sees the mount may end it.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*ENDING) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_unmount_on_signal, signals, mountpoint)
             await loop.serve()

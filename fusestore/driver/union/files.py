@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from fusestore.driver import acl
 from fusestore.driver.ownership import Ownership
 from fusestore.driver.union.layerdir import LayerDir, Place
+from fusestore.driver.union.merged import stale
 from fusestore.driver.union.nodes import Live, Node
 from fusestore.driver.union.raising import RaisingUnion, changed
 from fusestore.driver.union.upper import Upper
@@ -48,6 +49,8 @@ class FilesUnion(RaisingUnion):
         One opened for writing can also be read: the kernel's page cache fills up partly written pages.
         """
         node = self.node(ino)
+        if node.live is not None and node.live.gone:
+            return self._open_gone(node, node.live, flags, writer)
         if not self.changes(flags):
             return self._open_for_reading(node)
         truncate = flags & os.O_TRUNC
@@ -66,6 +69,16 @@ class FilesUnion(RaisingUnion):
     def changes(flags: int) -> bool:
         """True for open(2) flags that may change a file."""
         return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+
+    def _open_gone(self, node: Node, live: Live, flags: int, writer: Writer) -> int:
+        """Open a file that has just lost its last name, for somebody who had found that name before."""
+        if live.anchor < 0:
+            raise stale()
+        mode = flags & (os.O_ACCMODE | os.O_TRUNC)
+        fd = os.open(b"/proc/self/fd/%d" % live.anchor, mode | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._register(fd, node, writer, writable=False)
+        self._handles[fd] = node, self.changes(flags), writer
+        return fd
 
     def _open_for_reading(self, node: Node) -> int:
         layer, path = self.data_at(node)

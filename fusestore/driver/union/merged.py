@@ -156,8 +156,12 @@ class MergedUnion(Union):
         return node.attr
 
     def _refresh(self, node: Node) -> None:
-        if not node.upper or (node.live is not None and node.live.gone):
+        live = node.live
+        if not node.upper or (live is not None and live.gone):
             node.stale = False
+            if live is not None and live.anchor >= 0 and stat.S_ISREG(node.attr.mode):
+                st = os.fstat(live.anchor)
+                node.attr.size, node.attr.blocks = st.st_size, st.st_blocks
             return
         layer, path = self.at(node)
         attr = layer.look(path)

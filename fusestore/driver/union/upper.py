@@ -459,9 +459,9 @@ def _remove_tree(directory: int, name: bytes) -> None:
     try:
         os.unlink(name, dir_fd=directory)
     except IsADirectoryError:
+        os.chmod(name, 0o700, dir_fd=directory)  # the kernel's overlayfs leaves some closed
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
-            os.fchmod(fd, 0o700)
             for inner in os.listdir(fd):
                 _remove_tree(fd, os.fsencode(inner))
         finally:

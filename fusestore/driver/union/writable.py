@@ -259,6 +259,8 @@ class WritableUnion(FilesUnion):
 
     def _anchor(self, node: Node, path: bytes) -> None:
         """Keep the inode number of an object that goes from being given to another while it is in use."""
+        if self.attr(node).nlink > 1 and not stat.S_ISDIR(node.attr.mode):
+            return
         if self._nodes.kept:
             st = os.stat(path, dir_fd=self.tree.fd, follow_symlinks=False)
             self._nodes.kept.pop((st.st_dev, st.st_ino), None)
