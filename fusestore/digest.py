@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Iterable
 from typing import NewType, Protocol
 
 Digest = NewType("Digest", str)
@@ -61,6 +62,14 @@ def chain_id(parent: ChainID | None, diff_id: DiffID) -> ChainID:
     if parent is None:
         return ChainID(diff_id)
     return ChainID(of_bytes(f"{parent} {diff_id}".encode()))
+
+
+def create_chain_id(diff_ids: Iterable[DiffID]) -> ChainID | None:
+    """The chain ID of layers with these diff IDs, lowest first; None for none (moby: CreateChainID)."""
+    chain = None
+    for diff_id in diff_ids:
+        chain = chain_id(chain, diff_id)
+    return chain
 
 
 def new_cache_id() -> CacheID:

@@ -73,6 +73,60 @@ class LayerNotRetained(FusestoreError):
         self.chain_id = chain_id
 
 
+class NotReproducible(FusestoreError):
+    """The exact tar of a layer cannot be put together again."""
+
+    def __init__(self, chain_id: str) -> None:
+        super().__init__(
+            f"{chain_id}: the exact tar is lost: it held a path twice, or was loaded before fusestore kept a"
+            " record of tars; a diff with the same content can be made (`layer export --diff`)"
+        )
+        self.chain_id = chain_id
+
+
+class NotAParent(FusestoreError, ValueError):
+    """A layer was to be compared with one that is not below it (moby: TarStreamFrom)."""
+
+    def __init__(self, parent: str) -> None:
+        super().__init__(
+            f"layer ID '{printable(parent)}' is not a parent of the specified layer: cannot provide diff to"
+            " non-parent"
+        )
+        self.parent = parent
+
+
+class RWLayerNotFound(FusestoreError):
+    """No RW layer has this name (moby: ErrMountDoesNotExist)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{printable(name)}: mount does not exist")
+        self.name = name
+
+
+class MountNameConflict(FusestoreError):
+    """An RW layer has this name already (moby: ErrMountNameConflict)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{printable(name)}: mount already exists with name")
+        self.name = name
+
+
+class ActiveMount(FusestoreError):
+    """An RW layer cannot be deleted while it is mounted (moby: ErrActiveMount)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{printable(name)}: mount still active; unmount it first")
+        self.name = name
+
+
+class NotMounted(FusestoreError):
+    """An RW layer that is not mounted was to be unmounted, or its path asked for (moby: ErrNotMounted)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{printable(name)}: not mounted")
+        self.name = name
+
+
 class LayerInUse(FusestoreError):
     """The layer cannot be deleted: mounted, or held by another process."""
 

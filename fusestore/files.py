@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,6 +63,33 @@ def lock(path: Path, operation: int, flags: int = 0) -> int:
         os.close(fd)
         raise
     return fd
+
+
+@contextmanager
+def scratch(tmp: Path) -> Iterator[Path]:
+    """An empty directory under the store's ``tmp/``, locked; deleted when the context ends.  Raises
+    OSError."""
+    directory = tmp / secrets.token_hex(16)
+    held = make_locked(directory, tmp)
+    try:
+        yield directory
+    finally:
+        remove_tree(directory)
+        os.close(held)
+
+
+def make_locked(directory: Path, tmp: Path) -> int:
+    """Make `directory`, which is under `tmp`, and in it a file ``lock``; that as an fd, held exclusively.
+
+    Raises OSError; nothing is left then.
+    """
+    with sweeping(tmp):
+        directory.mkdir(mode=0o700)
+        try:
+            return lock(directory / "lock", fcntl.LOCK_EX, os.O_CREAT)
+        except OSError:
+            remove_tree(directory)
+            raise
 
 
 @contextmanager
@@ -135,16 +163,20 @@ def empty_directory(top: int) -> list[bytes]:
     return directories[1:] + files
 
 
-def tree_size(top: int) -> int:
-    """The bytes of all files below the directory behind fd `top`, each inode once, directories not at all."""
+def tree_usage(top: int) -> tuple[int, int]:
+    """Bytes of files and number of inodes below the directory behind fd `top`, itself included.
+
+    Each inode counts once, directories have no bytes.  Raises OSError.
+    """
     seen: set[int] = set()
-    total = 0
+    size = inodes = 0
     for _, _, entries in _walk(top):
+        inodes += 1
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False) and entry.inode() not in seen:
                 seen.add(entry.inode())
-                total += entry.stat(follow_symlinks=False).st_size
-    return total
+                size += entry.stat(follow_symlinks=False).st_size
+    return size, inodes + len(seen)
 
 
 def _walk(top: int) -> Iterator[tuple[bytes, int, list[os.DirEntry[str]]]]:
@@ -165,3 +197,16 @@ def _walk(top: int) -> Iterator[tuple[bytes, int, list[os.DirEntry[str]]]]:
             yield path, fd, entries
         finally:
             os.close(fd)
+
+
+def filesystem_type(path: Path) -> str:
+    """The type of the filesystem that `path` is on, as in /proc/mounts."""
+    best, kind = "", ""
+    resolved = os.path.realpath(path)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields, _, rest = line.partition(" - ")
+            place = fields.split(" ")[4]
+            if len(place) >= len(best) and (resolved + "/").startswith(place.rstrip("/") + "/"):
+                best, kind = place, rest.split(" ", 1)[0]
+    return kind

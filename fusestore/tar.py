@@ -10,7 +10,8 @@ ignored as Go's reader does.  Sparse files come as old GNU ``S`` members and as 
 The standard library's reader forgives bad checksums, cut headers and cut data, and keeps no raw blocks.
 This one refuses what Go's, GNU's or libarchive's refuses (but not missing padding at the very end), raises
 `InvalidLayer` and nothing else (besides what its source raises), holds one buffer, and never allocates by
-what a header says (`HEADER_LIMIT`).
+what a header says (`HEADER_LIMIT`).  A `Record` hears of every byte, so that the archive can be written
+again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from typing import Protocol
 
 from fusestore.digest import Readable
 from fusestore.errors import InvalidLayer
@@ -88,20 +90,45 @@ class _Extensions:
         self.size = 0  # bytes of all those headers
 
 
+class Record(Protocol):
+    """Who wants to be told of every byte of an archive, in order."""
+
+    def raw(self, data: bytes) -> None:
+        """Headers, padding, and the data of what `member` announced."""
+
+    def member(self, name: bytes) -> None:
+        """A member whose data, if it has any, come through `raw`: no file will hold them as they are here."""
+
+    def content(self, data: memoryview) -> None:
+        """Data of the file that `file` will name."""
+
+    def file(self, name: bytes, size: int) -> None:
+        """A file of which somebody took all data (`TarReader.chunks`)."""
+
+    def behind(self) -> None:
+        """The archive is over; what comes now follows it (`TarReader.drain`)."""
+
+    def end(self) -> None:
+        """There is no more."""
+
+
 class TarReader:
     """Reads members one after the other from anything with ``read(size)``.
 
-    If it also has ``skip(size)``, data that nobody takes is not read.
+    If it also has ``skip(size)``, data that nobody takes is not read, unless there is a `record`.
     """
 
-    def __init__(self, source: Readable) -> None:
+    def __init__(self, source: Readable, record: Record | None = None) -> None:
         self._read = source.read
-        self._skip = getattr(source, "skip", None)
+        self._record = record
+        self._skip = getattr(source, "skip", None) if record is None else None
         self._buffer = b""
         self._position = 0
         self._data = 0  # bytes of the current member's data not yet consumed
         self._padding = 0
         self._member: Member | None = None
+        self._unrecorded = False  # the record has not heard of the member yet
+        self._globals: set[bytes] = set()  # names of global headers
 
     def __iter__(self) -> Iterator[Member]:
         """All members; the data of one must be taken (`chunks`) before the next is asked for."""
@@ -110,16 +137,39 @@ class TarReader:
 
     def chunks(self) -> Iterator[tuple[int, memoryview]]:
         """The current member's data as (offset in the file, bytes).  Holes are left out."""
-        assert self._member is not None
-        extents = self._member.sparse
-        if extents is None:
-            extents = [(0, self._member.size)]
-        for offset, length in extents:
+        member, record = self._member, self._record
+        assert member is not None
+        whole = member.sparse is None
+        if record is not None and not whole:
+            self._announce(record)
+        for offset, length in member.sparse or [(0, member.size if whole else 0)]:
             end = offset + length
             while offset < end:
                 chunk = self._take(end - offset)
+                if record is not None and whole:
+                    record.content(chunk)
+                elif record is not None:
+                    record.raw(bytes(chunk))
                 yield offset, chunk
                 offset += len(chunk)
+        if record is not None and whole and self._unrecorded:
+            self._unrecorded = False
+            record.file(member.name, member.size)
+
+    def unname(self) -> None:
+        """The member has a name that the archive has had before; the record is not to have it twice."""
+        self._unrecorded = False
+
+    def drain(self) -> None:
+        """Read on to the end of the source, whatever follows the archive."""
+        if self._record is not None:
+            self._record.behind()
+        self._pass_buffer(len(self._buffer) - self._position)
+        while data := self._read(_BUFFER):
+            if self._record is not None:
+                self._record.raw(data)
+        if self._record is not None:
+            self._record.end()
 
     # -- bytes ----------------------------------------------------------------------------------------
 
@@ -147,6 +197,8 @@ class TarReader:
         block = self._buffer[start : start + BLOCK]
         if len(block) == BLOCK:
             self._position = start + BLOCK
+            if self._record is not None:
+                self._record.raw(block)
             return block
         while len(block) < BLOCK:
             self._fill()
@@ -159,14 +211,18 @@ class TarReader:
             return None
         if len(block) < BLOCK:
             raise InvalidLayer("the tar ends in the middle of a header (truncated)", self._name())
+        if self._record is not None:
+            self._record.raw(block)
         return block
 
     def _skip_data(self) -> None:
+        if self._record is not None:
+            self._announce(self._record)
         left, padding = self._data + self._padding, self._padding
         self._data = self._padding = 0
         while left:
             step = min(left, len(self._buffer) - self._position)
-            self._position += step
+            self._pass_buffer(step)
             left -= step
             if left and self._skip:
                 self._skip(left)
@@ -180,15 +236,31 @@ class TarReader:
                         "the tar ends in the middle of a file's data (truncated)", self._name()
                     )
 
+    def _announce(self, record: Record) -> None:
+        if self._unrecorded and self._member is not None:
+            self._unrecorded = False
+            record.member(self._member.name)
+
+    def _pass_buffer(self, size: int) -> None:
+        """Go on by `size` bytes that are in the buffer."""
+        start, self._position = self._position, self._position + size
+        if size and self._record is not None:
+            self._record.raw(self._buffer[start : self._position])
+
     def _small(self, size: int) -> bytes:
-        """The data of a header that describes the next member."""
+        """The data of a header that describes the next member; `_pad` is to follow."""
         pieces = []
         self._data = size
         while self._data:
-            pieces.append(bytes(self._take(self._data)))
+            piece = bytes(self._take(self._data))
+            pieces.append(piece)
+            if self._record is not None:
+                self._record.raw(piece)
+        return b"".join(pieces)
+
+    def _pad(self, size: int) -> None:
         self._padding = -size % BLOCK
         self._skip_data()
-        return b"".join(pieces)
 
     # -- headers --------------------------------------------------------------------------------------
 
@@ -207,9 +279,10 @@ class TarReader:
             if flag not in b"xgLK":
                 break
             extended = extended or flag != b"g"
-            self._extension(flag, _number(fields[4], "size"), extensions)
+            self._extension(flag, fields, extensions)
         member = self._finish(block, fields, extensions)
         self._member = member
+        self._unrecorded = True
         return member
 
     def _end(self, block: bytes | None, extended: bool) -> None:
@@ -219,20 +292,31 @@ class TarReader:
         if block is not None and self._block() not in (None, _ZERO):
             raise InvalidLayer("a zero block stands in the middle of the tar")
 
-    def _extension(self, flag: bytes, size: int, extensions: _Extensions) -> None:
+    def _extension(self, flag: bytes, fields: tuple[bytes, ...], extensions: _Extensions) -> None:
+        size = _number(fields[4], "size")
         extensions.size += size
         if extensions.size > HEADER_LIMIT:
             raise InvalidLayer(f"extended headers of more than {HEADER_LIMIT} bytes")
-        if flag in b"xg":
-            data = self._small(size)
-            if flag == b"x":
-                _parse_pax(data, extensions)
-            return
-        text = self._small(size).partition(b"\0")[0]
-        if flag == b"L":
-            extensions.long_name = text
+        data = self._small(size)
+        if flag == b"g":
+            self._global(fields, data)
+        elif flag == b"x":
+            extensions.records, extensions.sparse_pairs = {}, []  # the last one counts, as for Go
+            _parse_pax(data, extensions)
+        elif flag == b"L":
+            extensions.long_name = data.partition(b"\0")[0]
         else:
-            extensions.long_link = text
+            extensions.long_link = data.partition(b"\0")[0]
+        self._pad(size)
+
+    def _global(self, fields: tuple[bytes, ...], data: bytes) -> None:
+        """A global header says nothing of the next member, but a record names it; tar-split no name twice."""
+        extensions = _Extensions()
+        _parse_pax(data, extensions)
+        name, _ = _names(fields, extensions)
+        if self._record is not None and name not in self._globals:
+            self._globals.add(name)
+            self._record.member(name)
 
     def _finish(self, block: bytes, fields: tuple[bytes, ...], extensions: _Extensions) -> Member:
         records = extensions.records
@@ -310,18 +394,20 @@ class TarReader:
 
     def _sparse_map(self, name: bytes) -> list[int]:
         """PAX 1.0: the map is decimal lines at the start of the data, filled up to a block."""
-        text, wanted = b"", 1
-        while text.count(b"\n") < wanted:
-            if len(text) >= HEADER_LIMIT or self._data < BLOCK:
+        blocks: list[bytes] = []
+        lines, wanted = 0, 1
+        while lines < wanted:
+            if len(blocks) * BLOCK >= HEADER_LIMIT or self._data < BLOCK:
                 raise InvalidLayer("sparse map is cut or over the limit", name)
             block = self._block()
             if block is None:
                 raise InvalidLayer("the tar ends in a sparse map (truncated)", name)
             self._data -= BLOCK
-            text += block
-            if wanted == 1 and b"\n" in text:
-                wanted = 1 + 2 * _decimal(text.partition(b"\n")[0], "sparse map")
-        return [_decimal(line, "sparse map") for line in text.split(b"\n", wanted)[1:wanted]]
+            blocks.append(block)
+            lines += block.count(b"\n")
+            if wanted == 1 and lines:
+                wanted = 1 + 2 * _decimal(b"".join(blocks).partition(b"\n")[0], "sparse map")
+        return [_decimal(line, "sparse map") for line in b"".join(blocks).split(b"\n", wanted)[1:wanted]]
 
 
 # -- fields -----------------------------------------------------------------------------------------------

@@ -390,7 +390,7 @@ class Workshop:
 
     def _apply_lower(self) -> CacheID:
         cache_id = new_cache_id()
-        self._driver.create(cache_id, None)
+        self._driver.stage(cache_id, None)
         with open(self.work / "lower.tar", "w+b") as tar:
             write_lower(tar, self.sizes)
             tar.seek(0)

@@ -1,34 +1,38 @@
 """The contract between stores and graphdrivers.
 
 Method names and meanings are moby's (``daemon/graphdriver/driver.go``) and containers/storage's; what differs
-is said here.  A new layer is *staged*: `create` makes it under the store's ``tmp/``, locked, and nothing can
-mount or name it before `apply_diff` has made its content durable and `publish` moved it into place with one
-rename.  A
-process that dies in between leaves only a directory under ``tmp/`` that the next one removes.
+is said here.  A layer that a store makes is *staged*: `Driver.stage` makes it under the store's ``tmp/``,
+locked, and nothing can mount or name it before `Driver.apply_diff` has made its content durable and
+`Driver.publish` moved it into place with one rename.  A process that dies in between leaves only a directory
+under ``tmp/`` that the next one removes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fusestore.digest import CacheID, Readable
 
 if TYPE_CHECKING:
     from fusestore.driver.union.tree import Union
+    from fusestore.tar import Record
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much a layer may unpack to before it is refused as hostile (reliability.md S7-S9).
 
-    `size`: bytes of file content, holes not counted.  `entries`: members of the tar.
+    `size`: bytes of file content and xattrs, holes not counted.  `entries`: members of the tar, and
+    directories that they only imply; each takes about 0.2 kB of memory.
     """
 
     size: int = 1 << 40
-    entries: int = 20_000_000
+    entries: int = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,13 @@ class Change(NamedTuple):
     path: bytes
 
 
+class Usage(NamedTuple):
+    """What a layer's own files take: bytes, each inode once and directories not at all; and inodes."""
+
+    size: int
+    inodes: int
+
+
 class Held(Protocol):
     """Something kept until it is closed."""
 
@@ -67,18 +78,43 @@ class Held(Protocol):
         """Let go.  May be called twice."""
 
 
+class FileGetter(Held, Protocol):
+    """The files of one layer (moby: ``FileGetCloser``)."""
+
+    def get(self, name: bytes) -> int:
+        """The file that the layer's tar calls `name`, as an fd for the caller to close.
+
+        Raises FileNotFoundError.
+        """
+
+
 class Driver(Protocol):
-    """What a store asks of a graphdriver.  Every id is a `CacheID`; all methods may raise OSError."""
+    """What a store asks of a graphdriver.  Every id is a `CacheID`; all methods may raise OSError.
+
+    `parent` None means: nothing below.  Methods that need a layer that is not there raise FileNotFoundError.
+    """
 
     @property
     def name(self) -> str:
         """The driver's name, also the name of its directory: ``fuse`` or ``vfs``."""
 
-    def create(self, cache_id: CacheID, parent: CacheID | None) -> None:
-        """Stage a new empty layer on top of `parent`."""
+    # -- making layers so that a crash leaves nothing -------------------------------------------------
 
-    def apply_diff(self, cache_id: CacheID, stream: Readable, limits: Limits) -> Applied:
-        """Unpack an uncompressed tar into the staged layer and make it durable.  Raises InvalidLayer."""
+    def stage(
+        self,
+        cache_id: CacheID,
+        parent: CacheID | None,
+        *,
+        read_write: bool = False,
+        storage_opt: Mapping[str, str] | None = None,
+    ) -> None:
+        """Stage a new empty layer on top of `parent`; an RW one is durable then.  Freezes the parent.
+
+        Raises as `create_read_write`.
+        """
+
+    def freeze(self, cache_id: CacheID) -> None:
+        """Make an RW layer one that others can be put on; from its next mount on it takes no changes."""
 
     def publish(self, cache_id: CacheID) -> Held:
         """Make the staged layer visible and keep it held.  Inside the transaction that names it."""
@@ -99,26 +135,98 @@ class Driver(Protocol):
         Raises FileNotFoundError when it is gone.
         """
 
+    def notes(self, cache_id: CacheID) -> Path:
+        """A directory that is published and removed with the layer, where the store may keep files."""
+
+    # -- the graphdriver contract (moby: ProtoDriver, DiffDriver) -------------------------------------
+
+    def create(
+        self,
+        cache_id: CacheID,
+        parent: CacheID | None = None,
+        *,
+        mount_label: str = "",
+        storage_opt: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make an empty layer; like `create_read_write`, but with no limit on its size."""
+
+    def create_read_write(
+        self,
+        cache_id: CacheID,
+        parent: CacheID | None = None,
+        *,
+        mount_label: str = "",
+        storage_opt: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make an empty layer that takes changes until it gets a child.
+
+        Raises NotSupported for a limit that the filesystem cannot set, ValueError for an unknown option.
+        """
+
+    def create_from_template(
+        self, cache_id: CacheID, template: CacheID, *, storage_opt: Mapping[str, str] | None = None
+    ) -> None:
+        """Make a layer with the content of `template` that takes changes (containers/storage)."""
+
+    def remove(self, cache_id: CacheID) -> None:
+        """Delete a layer; one that is not there is no error.  Raises LayerInUse, ValueError."""
+
     def exists(self, cache_id: CacheID) -> bool:
         """True for a published layer."""
 
     def list_layers(self) -> list[CacheID]:
         """Every published layer."""
 
-    def union(self, cache_id: CacheID) -> AbstractContextManager[Union]:
-        """The merged view as a library object, without any mount; the layer is held meanwhile.
-
-        Raises FileNotFoundError when it is gone.
-        """
+    def is_read_write(self, cache_id: CacheID) -> bool:
+        """True for a published layer that takes changes."""
 
     def get(self, cache_id: CacheID) -> bytes:
         """Make the merged view of the layer and its parents available; its path.  Counted."""
 
     def put(self, cache_id: CacheID) -> None:
-        """Give back one `get`; the last one takes the view away."""
+        """Give back one `get`; the last one takes the view away.  One too many does nothing."""
+
+    def mounted(self, cache_id: CacheID) -> int:
+        """How many `get` of all processes have not been given back."""
+
+    def union(self, cache_id: CacheID) -> AbstractContextManager[Union]:
+        """The merged view as a library object, without any mount; the layer is held meanwhile."""
+
+    def apply_diff(
+        self,
+        cache_id: CacheID,
+        stream: Readable,
+        limits: Limits | None = None,
+        record: Record | None = None,
+    ) -> Applied:
+        """Unpack an uncompressed tar, read to its end, into a layer that is staged or takes changes.
+
+        It is durable then.  Raises InvalidLayer, LayerInUse when the layer is mounted.
+        """
+
+    def changes(self, cache_id: CacheID, parent: CacheID | None) -> list[Change]:
+        """What makes the layer out of `parent`, sorted by path; fast for its own parent, slow for others."""
+
+    def diff(self, cache_id: CacheID, parent: CacheID | None) -> Iterator[bytes]:
+        """The same as a tar in pieces, the same bytes each time.
+
+        The time of whiteouts is SOURCE_DATE_EPOCH, else 0.
+        """
+
+    def diff_size(self, cache_id: CacheID, parent: CacheID | None) -> int:
+        """Bytes of the files in that tar, each inode once: what `apply_diff` of it will say."""
+
+    def diff_getter(self, cache_id: CacheID) -> FileGetter:
+        """The layer's own files by the names that its tar gave them; close it."""
+
+    def usage(self, cache_id: CacheID) -> Usage:
+        """What the layer's own files take (containers/storage: ``ReadWriteDiskUsage``)."""
 
     def metadata(self, cache_id: CacheID) -> dict[str, str]:
-        """Directories of the layer under overlay2's names: ``UpperDir``, ``LowerDir``."""
+        """Directories of the layer under overlay2's names: ``UpperDir``, ``LowerDir``, ``WorkDir``, ..."""
 
     def status(self) -> list[tuple[str, str]]:
         """Facts about the driver and its filesystem, as rows of name and value."""
+
+    def cleanup(self) -> None:
+        """Delete what dead processes left behind."""

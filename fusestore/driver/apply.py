@@ -21,7 +21,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,9 +34,20 @@ from fusestore.driver.confine import LINK_LIMIT, Confined, ancestors, base, join
 from fusestore.driver.ownership import Metadata, Ownership
 from fusestore.driver.whiteout import Marker, Spelling
 from fusestore.errors import InvalidLayer, printable
-from fusestore.files import tree_size
+from fusestore.files import tree_usage
 from fusestore.syscalls import copy_data
-from fusestore.tar import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, HARD_LINK, REGULAR, SYMLINK, Member, TarReader
+from fusestore.tar import (
+    BLOCK_DEVICE,
+    CHAR,
+    DIRECTORY,
+    FIFO,
+    HARD_LINK,
+    REGULAR,
+    SYMLINK,
+    Member,
+    Record,
+    TarReader,
+)
 
 _TYPE_BITS = {
     REGULAR: stat.S_IFREG,
@@ -46,6 +58,15 @@ _TYPE_BITS = {
     FIFO: stat.S_IFIFO,
 }
 _NAMESPACES = (b"user.", b"security.", b"trusted.", b"system.")
+_FAULTS_OF_THE_INPUT = (
+    errno.ENAMETOOLONG,
+    errno.EFBIG,
+    errno.ELOOP,
+    errno.E2BIG,
+    errno.EMLINK,
+    errno.EINVAL,  # an xattr of the kernel's own that makes no sense
+    errno.EOPNOTSUPP,
+)
 _XATTR_NAME_LIMIT = 255
 _XATTR_VALUE_LIMIT = 1 << 16
 _DEFAULT_DIRECTORY_MODE = stat.S_IFDIR | 0o755
@@ -86,16 +107,22 @@ class Unpacked:
 
 
 def unpack(
-    stream: Readable, directory: bytes, below: Below, ownership: Ownership, spelling: Spelling, limits: Limits
+    stream: Readable,
+    directory: bytes,
+    below: Below,
+    ownership: Ownership,
+    spelling: Spelling,
+    limits: Limits,
+    record: Record | None = None,
 ) -> Unpacked:
-    """Unpack the uncompressed tar `stream` into the empty `directory`.
+    """Unpack the uncompressed tar `stream` into the empty `directory`; `record` hears of all its bytes.
 
-    Reads up to the tar's end marker; what follows is the caller's to drain.  Raises InvalidLayer, OSError.
+    Reads `stream` to its end, also what follows the tar's end marker.  Raises InvalidLayer, OSError.
     """
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     unpacker = _Unpacker(root, below, ownership, spelling, limits)
     try:
-        return unpacker.run(stream)
+        return unpacker.run(TarReader(stream, record))
     finally:
         unpacker.tree.close()
         os.close(root)
@@ -108,7 +135,8 @@ class _Unpacker:
         self.tree = Confined(root, ownership, self._imply)
         self._below, self._ownership, self._spelling, self._limits = below, ownership, spelling, limits
         self._result = Unpacked()
-        self._directories: dict[bytes, Metadata | None] = {b"": None}  # None: only implied
+        self._written = self._made = 0  # for the limits: bytes, and entries with implied directories
+        self._directories: dict[bytes, int | None] = {b"": None}  # mtime in ns; None: only implied
         self._groups: dict[bytes, list[bytes]] = {}  # path -> all names of that inode
         self._copies: dict[bytes, list[bytes]] = {}  # name below -> all names of the file's copy here
         self._whiteouts: list[list[bytes]] = []
@@ -124,19 +152,31 @@ class _Unpacker:
             FIFO: self._special,
         }
 
-    def run(self, stream: Readable) -> Unpacked:
-        self._reader = TarReader(stream)
-        for member in self._reader:
+    def run(self, reader: TarReader) -> Unpacked:
+        self._reader = reader
+        for member in reader:
             self._result.entries += 1
-            if self._result.entries > self._limits.entries:
-                raise InvalidLayer(f"more than {self._limits.entries} entries")
+            self._count_entry()
             try:
                 self._member(member)
             except OSError as exc:
-                if exc.errno in (errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP, errno.E2BIG):
-                    raise InvalidLayer(str(exc.strerror), member.name) from None
-                raise
-        return self._finish()
+                raise _blamed(exc, member.name) from None
+        reader.drain()
+        try:
+            return self._finish()
+        except OSError as exc:
+            raise _blamed(exc) from None
+
+    def _count_entry(self) -> None:
+        self._made += 1
+        if self._made > self._limits.entries:
+            raise InvalidLayer(f"more than {self._limits.entries} entries")
+
+    def _count(self, size: int, name: bytes) -> None:
+        """`size` more bytes are going to be written."""
+        self._written += size
+        if self._written > self._limits.size:
+            raise InvalidLayer(f"unpacks to more than {self._limits.size} bytes", name)
 
     # -- entries --------------------------------------------------------------------------------------
 
@@ -147,7 +187,7 @@ class _Unpacker:
         if not parts:
             if member.kind is not DIRECTORY:
                 raise InvalidLayer("the layer's root must be a directory", member.name)
-            self._note_directory(b"", _metadata(member))
+            self._note_directory(b"", self._metadata(member))
         elif not self._mark(member, parts):
             self._create(member, parts)
 
@@ -186,42 +226,45 @@ class _Unpacker:
         try:
             if member.size:
                 self._content(member, file)
-            own.finish(file, _metadata(member), self._ownership)
+            own.finish(file, self._metadata(member), self._ownership)
         finally:
             os.close(file)
 
     def _content(self, member: Member, file: int) -> None:
         for offset, chunk in self._reader.chunks():
-            self._result.size += len(chunk)
-            if self._result.size > self._limits.size:
-                raise InvalidLayer(f"unpacks to more than {self._limits.size} bytes", member.name)
+            self._count(len(chunk), member.name)
             while chunk:
                 written = os.pwrite(file, chunk, offset)
                 chunk, offset = chunk[written:], offset + written
         if member.sparse is not None:
             os.ftruncate(file, member.size)
-            self._result.size += member.size - member.stored
+        self._result.size += member.size
 
     def _directory(self, member: Member, fd: int, path: bytes) -> None:
         if path not in self._directories:
             os.mkdir(base(path), 0o700, dir_fd=fd)
-        self._note_directory(path, _metadata(member))
+        self._note_directory(path, self._metadata(member))
 
     def _note_directory(self, path: bytes, metadata: Metadata) -> None:
-        if self._directories.get(path) is not None:
-            self._result.reproducible = False
-        self._directories[path] = metadata
+        """Give a directory its attributes; its time is lost with the next child, and comes at the end."""
+        with self._opened(path) as fd:
+            if self._directories.get(path) is not None:  # a second time
+                self._reader.unname()
+                for name in os.listxattr(fd):
+                    os.removexattr(fd, name)
+            own.describe(fd, metadata, self._ownership)
+        self._directories[path] = metadata.mtime_ns
 
     def _symlink(self, member: Member, fd: int, path: bytes) -> None:
         if not member.link:
             raise InvalidLayer("a symlink without a target", member.name)
         if len(member.link) > LINK_LIMIT:
             raise InvalidLayer(f"a symlink target over the limit of {LINK_LIMIT} bytes", member.name)
-        own.create_symlink(fd, base(path), member.link, _metadata(member), self._ownership)
+        own.create_symlink(fd, base(path), member.link, self._metadata(member), self._ownership)
         self._result.size += len(member.link)
 
     def _special(self, member: Member, fd: int, path: bytes) -> None:
-        metadata = _metadata(member)
+        metadata = self._metadata(member)
         if self._ownership is Ownership.REAL and member.kind is CHAR and not metadata.rdev:
             raise InvalidLayer("a device 0:0, which on disk would be a whiteout", member.name)
         own.create_special(fd, base(path), metadata, self._ownership)
@@ -272,12 +315,34 @@ class _Unpacker:
         if not stat.S_ISREG(lower.metadata.mode):
             own.create_special(fd, name, lower.metadata, self._ownership)
             return
+        self._count(os.fstat(lower.fd).st_blocks * 512, name)
         file = own.create_file(fd, name)
         try:
             copy_data(lower.fd, file, lower.size)
             own.finish(file, lower.metadata, self._ownership)
         finally:
             os.close(file)
+
+    def _metadata(self, member: Member) -> Metadata:
+        """A member's attributes, internal and impossible xattrs left out."""
+        xattrs = member.xattrs
+        if xattrs:
+            xattrs = {name: value for name, value in xattrs.items() if _keeps(name, value, member)}
+            self._count(sum(map(len, xattrs.values())), member.name)
+            if self._ownership is Ownership.REAL and member.kind not in (REGULAR, DIRECTORY):
+                _refuse_user_xattrs(xattrs, member)
+        if not own.is_device_number(member.major, member.minor):
+            raise InvalidLayer(f"device number {member.major}:{member.minor} is out of range", member.name)
+        # Linux knows no modes of symlinks; tars carry all kinds of them.
+        permissions = 0o777 if member.kind is SYMLINK else member.mode
+        return Metadata(
+            permissions | _TYPE_BITS[member.kind],
+            member.uid,
+            member.gid,
+            member.mtime_ns,
+            rdev=os.makedev(member.major, member.minor) if member.major or member.minor else 0,
+            xattrs=xattrs,
+        )
 
     # -- one name twice -------------------------------------------------------------------------------
 
@@ -294,6 +359,7 @@ class _Unpacker:
     # -- the end --------------------------------------------------------------------------------------
 
     def _imply(self, path: bytes) -> None:
+        self._count_entry()
         self._directories[path] = None
 
     def _finish(self) -> Unpacked:
@@ -302,10 +368,16 @@ class _Unpacker:
         self._link_copies(hidden)
         marks = {path for path in opaque if self._wants_opaque(path, hidden)}
         marks |= self._write_whiteouts(deleted, hidden)
-        for path, metadata in self._directories.items():
-            self._finish_directory(path, metadata or self._inherited(path, hidden), path in marks)
+        for path, mtime_ns in self._directories.items():
+            with self._opened(path) as fd:
+                if path in marks:
+                    os.setxattr(fd, whiteout.OPAQUE_XATTR, b"y")
+                if mtime_ns is None:
+                    own.finish(fd, self._inherited(path, hidden), self._ownership)
+                else:
+                    os.utime(fd, ns=(mtime_ns, mtime_ns))
         if self._replaced:
-            self._result.size = tree_size(self.tree.root)
+            self._result.size = tree_usage(self.tree.root)[0]
         groups = {id(group): group for group in self._groups.values() if len(group) > 1}
         self._result.links = [sorted(group) for group in groups.values()]
         return self._result
@@ -357,13 +429,13 @@ class _Unpacker:
         below = None if path and hidden(path) else self._below.directory(path)
         return below or Metadata(_DEFAULT_DIRECTORY_MODE)
 
-    def _finish_directory(self, path: bytes, metadata: Metadata, opaque: bool) -> None:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path or b".", flags, dir_fd=self.tree.root)
+    @contextmanager
+    def _opened(self, path: bytes) -> Iterator[int]:
+        """A directory of the layer, to be described; O(1) where its parent was the last one."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        fd = os.open(b".", flags, dir_fd=self.tree.directory(path))
         try:
-            if opaque:
-                os.setxattr(fd, whiteout.OPAQUE_XATTR, b"y")
-            own.finish(fd, metadata, self._ownership)
+            yield fd
         finally:
             os.close(fd)
 
@@ -379,26 +451,14 @@ class _Hidden:
 
     def above(self, path: bytes) -> bool:
         """True when an ancestor hides `path` already."""
-        return any(a in self._deleted or a in self._opaque for a in ancestors(path))
+        return bool(self._deleted or self._opaque) and any(
+            a in self._deleted or a in self._opaque for a in ancestors(path)
+        )
 
 
-def _metadata(member: Member) -> Metadata:
-    """A member's attributes, internal and impossible xattrs left out."""
-    xattrs = member.xattrs
-    if xattrs:
-        xattrs = {name: value for name, value in xattrs.items() if _keeps(name, value, member)}
-    if not own.is_device_number(member.major, member.minor):
-        raise InvalidLayer(f"device number {member.major}:{member.minor} is out of range", member.name)
-    # Linux knows no modes of symlinks; tars carry all kinds of them.
-    permissions = 0o777 if member.kind is SYMLINK else member.mode
-    return Metadata(
-        permissions | _TYPE_BITS[member.kind],
-        member.uid,
-        member.gid,
-        member.mtime_ns,
-        rdev=os.makedev(member.major, member.minor) if member.major or member.minor else 0,
-        xattrs=xattrs,
-    )
+def _blamed(exc: OSError, name: bytes | None = None) -> Exception:
+    """An error of the kernel as the input's fault, where it is."""
+    return InvalidLayer(str(exc.strerror), name) if exc.errno in _FAULTS_OF_THE_INPUT else exc
 
 
 def _keeps(name: bytes, value: bytes, member: Member) -> bool:
@@ -406,3 +466,9 @@ def _keeps(name: bytes, value: bytes, member: Member) -> bool:
     if len(value) > _XATTR_VALUE_LIMIT or longest > _XATTR_NAME_LIMIT:
         raise InvalidLayer("an xattr larger than Linux allows", member.name)
     return name.startswith(_NAMESPACES) and not name.endswith(b".") and not own.is_internal(name)
+
+
+def _refuse_user_xattrs(xattrs: dict[bytes, bytes], member: Member) -> None:
+    """Linux keeps those of files and directories only (xattr(7))."""
+    if any(name.startswith(b"user.") for name in xattrs):
+        raise InvalidLayer("a user xattr of what is neither file nor directory", member.name)

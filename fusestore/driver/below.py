@@ -10,7 +10,7 @@ from fusestore.driver.apply import Below, LowerFile
 from fusestore.driver.layout import LayerSpec
 from fusestore.driver.ownership import Metadata, Ownership
 from fusestore.driver.union.layerdir import LayerDir
-from fusestore.driver.union.resolve import Entry, resolve
+from fusestore.driver.union.resolve import Entry
 from fusestore.driver.union.tree import Union
 from fusestore.driver.whiteout import Spelling
 
@@ -48,8 +48,9 @@ class Layers:
             path = path.rpartition(b"/")[0]
         entry = self._directories[path]
         for path in reversed(missing):
-            entry = resolve(entry.layers, path) if entry and stat.S_ISDIR(entry.attr.mode) else None
-            if entry is None or stat.S_ISDIR(entry.attr.mode):
+            directory, _, name = path.rpartition(b"/")
+            entry = self._union.step(entry, directory, name) if entry and _is_directory(entry) else None
+            if entry is None or _is_directory(entry):
                 self._directories[path] = entry
         return entry
 
@@ -60,27 +61,29 @@ class Layers:
     def directory(self, path: bytes) -> Metadata | None:
         """The attributes of the directory at `path`; None when there is none."""
         entry = self._find(path)
-        if entry is None or not stat.S_ISDIR(entry.attr.mode):
-            return None
-        return _metadata(path, entry)
+        return self._metadata(path, entry) if entry and _is_directory(entry) else None
 
     def file(self, path: bytes) -> LowerFile | None:
         """The file at `path`, of any type but directory; None when there is none."""
         entry = self._find(path)
-        if entry is None or stat.S_ISDIR(entry.attr.mode):
+        if entry is None or _is_directory(entry):
             return None
-        layer, fd, target = entry.layers[0], -1, b""
+        (layer, at), fd, target = self._union.entry_data_at(path, entry), -1, b""
         if stat.S_ISREG(entry.attr.mode):
-            fd = layer.open(path)
+            fd = layer.open(at)
         elif stat.S_ISLNK(entry.attr.mode):
-            target = layer.readlink(path)
-        return LowerFile(fd, _metadata(path, entry), entry.attr.size, target, self._union.links(path, entry))
+            target = layer.readlink(at)
+        names = self._union.links(path, entry)
+        return LowerFile(fd, self._metadata(path, entry), entry.attr.size, target, names)
+
+    def _metadata(self, path: bytes, entry: Entry) -> Metadata:
+        attr, (layer, at) = entry.attr, self._union.entry_at(path, entry)
+        xattrs = {name: layer.getxattr(at, name) or b"" for name in layer.listxattr(at)}
+        return Metadata(attr.mode, attr.uid, attr.gid, attr.mtime_ns, rdev=attr.rdev, xattrs=xattrs)
 
 
-def _metadata(path: bytes, entry: Entry) -> Metadata:
-    attr, layer = entry.attr, entry.layers[0]
-    xattrs = {name: layer.getxattr(path, name) or b"" for name in layer.listxattr(path)}
-    return Metadata(attr.mode, attr.uid, attr.gid, attr.mtime_ns, rdev=attr.rdev, xattrs=xattrs)
+def _is_directory(entry: Entry) -> bool:
+    return stat.S_ISDIR(entry.attr.mode)
 
 
 @contextmanager

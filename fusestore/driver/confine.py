@@ -170,6 +170,10 @@ class Confined:
             os.close(self._fds.popitem(last=False)[1])
         return fd
 
+    def directory(self, path: bytes) -> int:
+        """The directory at `path`, which exists, as an O_PATH fd that stays ours.  Raises OSError."""
+        return self._open(path)
+
     # -- changing -------------------------------------------------------------------------------------
 
     def link(self, source: bytes, target: bytes) -> None:

@@ -1,9 +1,11 @@
 """What a layer changes, and those changes as a layer tar.
 
 The answer is that of comparing two merged trees, with the layer and without (moby's and
-containers/storage's NaiveDiff; `SAME` below are containers/storage's rules), but found by walking the
+containers/storage's NaiveDiff; `_is_same` below has containers/storage's rules), but found by walking the
 layer's own directory: what is not in it has not changed.  Only where a directory does not go on in the
-lowers at its own path - it is new, opaque or renamed - all of it is compared.
+lowers at its own path - it is new, opaque or renamed - all of it is compared.  Any other two trees, such as
+a layer and its grandparent, are compared in full, except below directories that both take from the same
+layers.
 
 The tar (`diff`) is sorted by path, and the same for the same layer: times are the files', whiteouts have a
 fixed one.  A directory that holds a change is listed as modified, and is in the tar with its metadata.  All
@@ -20,10 +22,10 @@ from typing import NamedTuple
 from fusestore import tar_writer
 from fusestore.driver import whiteout
 from fusestore.driver.api import Change, ChangeKind
-from fusestore.driver.union.layerdir import Attr, LayerDir, Place
+from fusestore.driver.union.layerdir import Attr, Place
 from fusestore.driver.union.merged import MergedUnion
-from fusestore.driver.union.nodes import ROOT
-from fusestore.driver.union.resolve import Entry, children, join, resolve
+from fusestore.driver.union.resolve import Entry, children, join
+from fusestore.driver.union.tree import Union
 
 _CHUNK = 1 << 20
 
@@ -33,22 +35,36 @@ class _Changed(NamedTuple):
     entry: Entry | None  # None: deleted
 
 
-def changes(union: MergedUnion) -> list[Change]:
-    """What the top of `union` changes in the layers below, sorted by path.  Raises OSError.
+def changes(new: Union, old: Union | None) -> list[Change]:
+    """What has to be done to `old` (None: nothing at all) to get `new`, sorted by path.  Raises OSError.
 
     The root is never listed (moby, pkg/archive/changes.go).
     """
-    return [Change(found.kind, path) for path, found in sorted(_compared(union).items()) if path]
+    return [Change(found.kind, path) for path, found in sorted(_compared(new, old).items()) if path]
 
 
-def diff(union: MergedUnion, whiteout_time: int = 0) -> Iterator[bytes]:
+def diff_size(new: Union, old: Union | None) -> int:
+    """Bytes of the files in the tar that `diff` would make, each inode once.  Raises OSError."""
+    found = _compared(new, old)
+    _add_links(new, found)
+    attrs = (entry.attr for _, entry in found.values() if entry is not None)
+    sizes = {(a.dev, a.ino): a.size for a in attrs if stat.S_ISREG(a.mode) or stat.S_ISLNK(a.mode)}
+    return sum(sizes.values())
+
+
+def whiteout_time() -> int:
+    """The time of whiteouts in a tar, in s since 1970: SOURCE_DATE_EPOCH, else 0."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+
+
+def diff(new: Union, old: Union | None, whiteout_time: int = 0) -> Iterator[bytes]:
     """The changes as a tar.  `whiteout_time` (s since 1970) is the mtime of whiteouts.  Raises OSError."""
-    found = _compared(union)
-    _add_links(union, found)
-    first: dict[int, bytes] = {}  # by inode number of the layer's file: the path that has its data
+    found = _compared(new, old)
+    _add_links(new, found)
+    first: dict[tuple[int, int], bytes] = {}  # by inode of the backing file: the path that has its data
     for path, (kind, entry) in sorted(found.items()):
         if entry is not None and not stat.S_ISSOCK(entry.attr.mode):
-            yield from _member(union, path, entry, first)
+            yield from _member(new, path, entry, first)
         elif kind is not ChangeKind.ADD:  # a tar cannot hold a socket; at least it hides what it hides
             directory, slash, name = path.rpartition(b"/")
             marker = directory + slash + whiteout.PREFIX + name
@@ -59,64 +75,79 @@ def diff(union: MergedUnion, whiteout_time: int = 0) -> Iterator[bytes]:
 # -- comparing --------------------------------------------------------------------------------------------
 
 
-def _compared(union: MergedUnion) -> dict[bytes, _Changed]:
-    node = union.node(ROOT)
-    root = Entry(node.attr, node.layers, node.path, upper=True)
-    below = union.bottom()
+def _compared(new: Union, old: Union | None) -> dict[bytes, _Changed]:
+    root, below = new.resolve(b""), old.resolve(b"") if old is not None else None
+    assert root is not None
     found: dict[bytes, _Changed] = {}
     directories: list[tuple[bytes, Entry, Entry | None]] = [(b"", root, below)]
     above = {b"": root}
-    if below is None or not _is_same(union, b"", root, below):
+    if below is None or not _is_same(b"", (new, root), (old, below)):
         found[b""] = _Changed(ChangeKind.MODIFY if below else ChangeKind.ADD, root)
     while directories:
-        place, top, old = directories.pop()
-        for name in _names(union, place, top, old):
+        place, top, under = directories.pop()
+        for name in _names(place, (new, top), (old, under)):
             path = join(place, name)
-            new = union.step(top, place, name)
-            was = resolve(old.layers, join(old.path, name)) if old is not None else None
-            kind = _kind(union, path, new, was)
+            entry = new.step(top, place, name)
+            was = old.step(under, place, name) if old is not None and under is not None else None
+            kind = _kind(path, (new, entry), (old, was))
             if kind is not None:
-                found[path] = _Changed(kind, new)
-            if new is not None and stat.S_ISDIR(new.attr.mode) and not _is_one(new, was):
-                above[path] = new
-                directories.append((path, new, was if was and stat.S_ISDIR(was.attr.mode) else None))
+                found[path] = _Changed(kind, entry)
+            if entry is not None and stat.S_ISDIR(entry.attr.mode) and not _is_one(entry, was):
+                above[path] = entry
+                directories.append((path, entry, was if was and stat.S_ISDIR(was.attr.mode) else None))
     _add_parents(found, above)
     return found
 
 
-def _names(union: MergedUnion, place: bytes, top: Entry, old: Entry | None) -> list[bytes]:
+_Seen = tuple[Union, Entry]
+_Maybe = tuple[Union | None, Entry | None]
+
+
+def _names(place: bytes, new: _Seen, old: _Maybe) -> list[bytes]:
     """The names to compare in a directory: the layer's own, where it goes on below at the same path."""
-    places: list[Place] = [(union.tree, place)] if top.upper else []
-    if top.upper and old is not None and (top.layers, top.path) == (old.layers, old.path):
+    (union, top), (lower, was) = new, old
+    if isinstance(union, MergedUnion) and top.upper and was is not None and _is_below(top, was):
         return [name for name, _ in union.tree.scan(place)]
-    names = {name for name, _ in children([*places, *((layer, top.path) for layer in top.layers)])}
-    if old is not None:
-        names |= {name for name, _ in children([(layer, old.path) for layer in old.layers])}
+    names = {name for name, _ in children(union.entry_places(place, top))}
+    if lower is not None and was is not None:
+        names |= {name for name, _ in children(lower.entry_places(place, was))}
     return list(names)
 
 
-def _kind(union: MergedUnion, path: bytes, new: Entry | None, was: Entry | None) -> ChangeKind | None:
-    if new is None:
+def _kind(path: bytes, new: _Maybe, old: _Maybe) -> ChangeKind | None:
+    (union, entry), (lower, was) = new, old
+    if entry is None or union is None:
         return ChangeKind.DELETE if was is not None else None
-    if was is None:
+    if was is None or lower is None:
         return ChangeKind.ADD
-    return None if _is_same(union, path, new, was) else ChangeKind.MODIFY
+    return None if _is_same(path, (union, entry), (lower, was)) else ChangeKind.MODIFY
+
+
+def _is_below(new: Entry, was: Entry) -> bool:
+    """True when what `new` has from lower layers is what `was` is."""
+    return (
+        not was.upper
+        and new.path == was.path
+        and [layer.path for layer in new.layers] == [layer.path for layer in was.layers]
+    )
 
 
 def _is_one(new: Entry, was: Entry | None) -> bool:
     """True when both are the very same object of the lowers."""
-    return was is not None and not new.upper and (new.layers, new.path) == (was.layers, was.path)
+    return was is not None and not new.upper and _is_below(new, was)
 
 
-def _is_same(union: MergedUnion, path: bytes, new: Entry, was: Entry) -> bool:
+def _is_same(path: bytes, new: _Seen, old: tuple[Union | None, Entry]) -> bool:
     """True when nothing that a tar can say differs.  Content is taken to be the same when size and mtime
     are."""
-    if _is_one(new, was):
+    (union, entry), (lower, was) = new, old
+    assert lower is not None
+    if _is_one(entry, was):
         return True
-    if _facts(new.attr) != _facts(was.attr):
+    if _facts(entry.attr) != _facts(was.attr):
         return False
-    here, there = _at(union, path, new), (was.layers[0], was.path)
-    if stat.S_ISLNK(new.attr.mode) and here[0].readlink(here[1]) != there[0].readlink(there[1]):
+    here, there = union.entry_at(path, entry), lower.entry_at(path, was)
+    if stat.S_ISLNK(entry.attr.mode) and here[0].readlink(here[1]) != there[0].readlink(there[1]):
         return False
     return _xattrs(here) == _xattrs(there)
 
@@ -124,11 +155,6 @@ def _is_same(union: MergedUnion, path: bytes, new: Entry, was: Entry) -> bool:
 def _facts(attr: Attr) -> tuple[int, ...]:
     size = 0 if stat.S_ISDIR(attr.mode) else attr.size
     return attr.mode, attr.uid, attr.gid, attr.rdev, attr.mtime_ns, size
-
-
-def _at(union: MergedUnion, path: bytes, entry: Entry) -> Place:
-    """The layer that says what `entry`, found at `path`, is."""
-    return (union.tree, path) if entry.upper else (entry.layers[0], entry.path)
 
 
 def _xattrs(place: Place) -> dict[bytes, bytes]:
@@ -149,48 +175,39 @@ def _add_parents(found: dict[bytes, _Changed], above: dict[bytes, Entry]) -> Non
 # -- the tar ----------------------------------------------------------------------------------------------
 
 
-def _add_links(union: MergedUnion, found: dict[bytes, _Changed]) -> None:
-    """The other names in the layer of files that are in the tar, so that they stay one file."""
-    linked = {
-        entry.attr.ino
-        for _, entry in found.values()
-        if entry is not None and entry.upper and entry.attr.nlink > 1 and not stat.S_ISDIR(entry.attr.mode)
-    }
-    if not linked:
-        return
-    directories = [b""]
-    for place in directories:  # grows while we walk
-        for name, deleted in union.tree.scan(place):
-            path = join(place, name)
-            attr = None if deleted else union.tree.look(path)
-            entry = union.resolve(path) if attr is not None else None
-            if attr is None or entry is None or not entry.upper:
-                continue
-            if stat.S_ISDIR(attr.mode):
-                directories.append(path)
-            elif attr.ino in linked and path not in found:
-                found[path] = _Changed(ChangeKind.MODIFY, entry)
+def _is_linked(attr: Attr) -> bool:
+    return attr.nlink > 1 and not stat.S_ISDIR(attr.mode)
 
 
-def _member(union: MergedUnion, path: bytes, entry: Entry, first: dict[int, bytes]) -> Iterator[bytes]:
-    attr, place = entry.attr, _at(union, path, entry)
+def _add_links(union: Union, found: dict[bytes, _Changed]) -> None:
+    """The other names of files that are in the tar, so that they stay one file."""
+    for path, (_, entry) in list(found.items()):
+        if entry is None or not _is_linked(entry.attr):
+            continue
+        for name in union.links(path, entry):
+            other = union.resolve(name) if name not in found else None
+            if other is not None:
+                found[name] = _Changed(ChangeKind.MODIFY, other)
+
+
+def _member(union: Union, path: bytes, entry: Entry, first: dict[tuple[int, int], bytes]) -> Iterator[bytes]:
+    attr, (layer, at) = entry.attr, union.entry_at(path, entry)
     is_file, name = stat.S_ISREG(attr.mode), path or b"."
     facts = attr.mode, attr.uid, attr.gid, attr.mtime_ns, attr.rdev
-    is_link = entry.upper and attr.nlink > 1 and not stat.S_ISDIR(attr.mode)
-    known = first.setdefault(attr.ino, path) if is_link else path
+    known = first.setdefault((attr.dev, attr.ino), path) if _is_linked(attr) else path
     if known != path:
         yield tar_writer.header(name, *facts, link=known, hard=True)
         return
-    target = place[0].readlink(place[1]) if stat.S_ISLNK(attr.mode) else b""
+    target = layer.readlink(at) if stat.S_ISLNK(attr.mode) else b""
     size = attr.size if is_file else 0
-    yield tar_writer.header(name, *facts, size=size, link=target, xattrs=_xattrs(place))
+    yield tar_writer.header(name, *facts, size=size, link=target, xattrs=_xattrs((layer, at)))
     if is_file:
-        data = (entry.layers[0], entry.path) if entry.layers else place
-        yield from _content(*data, size)
+        yield from _content(union.entry_data_at(path, entry), size)
 
 
-def _content(layer: LayerDir, path: bytes, size: int) -> Iterator[bytes]:
+def _content(place: Place, size: int) -> Iterator[bytes]:
     """The data of a file, `size` bytes even if it changes meanwhile, and what fills up the last block."""
+    layer, path = place
     fd = layer.open(path)
     try:
         position = 0

@@ -1,31 +1,36 @@
 """Graphdriver ``fuse``: a layer holds only what it changed; a union filesystem shows the chain as one tree.
 
 Layers are directories (`fusestore.driver.layout`), mounts are server processes
-(`fusestore.driver.mounter`). `FuseDriver.get` counts its callers in ``<runroot>/mounts/<cache-id>.count``,
-so that the last `put` of any process unmounts; a mount whose server died is replaced by the next `get`.
+(`fusestore.driver.mounter`). `FuseDriver.get` counts its callers, so that the last `put` of any process
+unmounts.  Changes and Diff read the layer's own directory (`fusestore.driver.diff`), not a mount.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from fusestore.digest import CacheID, Readable
-from fusestore.driver import below, diff, mounter
-from fusestore.driver.api import Applied, Change, Limits
+from fusestore.driver import below, mounter
+from fusestore.driver.api import Applied, Limits
 from fusestore.driver.apply import unpack
-from fusestore.driver.layout import Home, MountSpec, UpperSpec, View
+from fusestore.driver.home import Home
+from fusestore.driver.layout import MountSpec, UpperSpec, View, write_links
+from fusestore.driver.merge import merge
 from fusestore.driver.ownership import Metadata, finish
 from fusestore.driver.union.layerdir import LayerDir
 from fusestore.driver.union.merged import MergedUnion
 from fusestore.driver.union.tree import Union
-from fusestore.files import lock, opened
+from fusestore.errors import LayerInUse
+from fusestore.files import filesystem_type, opened, scratch
+from fusestore.syscalls import RENAME_EXCHANGE, rename, syncfs
+from fusestore.tar import Record
+from fusestore.tar_stream import tar_stream
 
 
 class FuseDriver(Home):
@@ -35,75 +40,152 @@ class FuseDriver(Home):
     stacked = True
 
     def __init__(self, root: Path, runroot: Path) -> None:
-        super().__init__(root)
+        super().__init__(root, runroot)
         self._runroot = runroot.absolute()
 
-    def apply_diff(self, cache_id: CacheID, stream: Readable, limits: Limits) -> Applied:
-        """Unpack an uncompressed layer tar into the staged layer.  Raises InvalidLayer, OSError."""
+    # -- making layers --------------------------------------------------------------------------------
+
+    def _furnish(self, directory: Path, parent: CacheID | None, read_write: bool) -> None:
+        """An RW layer has a work directory, and from the start the root directory of its parent."""
+        if not read_write:
+            return
+        (directory / "work").mkdir(mode=0o700)
+        with below.under(self.union(parent) if parent else None) as lower:
+            root = lower.directory(b"") or Metadata(stat.S_IFDIR | 0o755, mtime_ns=time.time_ns())
+        with opened(directory / "diff") as fd:
+            finish(fd, root, self.ownership)
+
+    def apply_diff(
+        self,
+        cache_id: CacheID,
+        stream: Readable,
+        limits: Limits | None = None,
+        record: Record | None = None,
+    ) -> Applied:
+        """Unpack an uncompressed layer tar.  Raises InvalidLayer, LayerInUse, OSError."""
+        if self.is_read_write(cache_id):
+            return self._apply_to_read_write(cache_id, stream, limits, record)
         directory, parent = self.staged(cache_id)
+        applied = self._unpack(stream, directory, parent, limits, record)
+        self.sync(cache_id)
+        return applied
+
+    def _unpack(
+        self,
+        stream: Readable,
+        directory: Path,
+        parent: CacheID | None,
+        limits: Limits | None,
+        record: Record | None = None,
+    ) -> Applied:
+        """Unpack a tar as a layer on top of `parent` into ``diff`` below `directory`."""
         with below.under(self.union(parent) if parent else None) as lower:
             diff = os.fsencode(directory / "diff")
-            unpacked = unpack(stream, diff, lower, self.ownership, self.spelling, limits)
-        if unpacked.links:
-            lines = [json.dumps([os.fsdecode(name) for name in group]) + "\n" for group in unpacked.links]
-            (directory / "links").write_text("".join(lines), encoding="ascii")
-        self.sync(cache_id)
+            unpacked = unpack(stream, diff, lower, self.ownership, self.spelling, limits or Limits(), record)
+        write_links(directory / "links", unpacked.links)
         return Applied(unpacked.size, unpacked.reproducible, unpacked.entries)
 
-    def create_read_write(self, cache_id: CacheID, parent: CacheID | None) -> None:
-        """Make an empty layer on top of `parent` that takes changes, and publish it."""
-        self.create(cache_id, parent)
-        try:
-            directory, _ = self.staged(cache_id)
-            (directory / "work").mkdir(mode=0o700)
-            with below.under(self.union(parent) if parent else None) as lower:
-                root = lower.directory(b"") or Metadata(stat.S_IFDIR | 0o755, mtime_ns=time.time_ns())
-            with opened(directory / "diff") as fd:
-                finish(fd, root, self.ownership)
-            self.sync(cache_id)
-            self.publish(cache_id).close()
-        except BaseException:
-            self.discard(cache_id)
-            raise
+    def _apply_to_read_write(
+        self, cache_id: CacheID, stream: Readable, limits: Limits | None, record: Record | None
+    ) -> Applied:
+        """Unpack the tar on top of what the layer is now, then move what came out into it."""
+        tree = self.diff_directory(cache_id)
+        with self.hold(cache_id), self._unmounted(cache_id) as fd, scratch(self.tmp) as directory:
+            (directory / "diff").mkdir()
+            applied = self._unpack(stream, directory, cache_id, limits, record)
+            merge(os.fsencode(directory / "diff"), os.fsencode(tree), self.spelling, stacked=True)
+            syncfs(fd)
+        return applied
+
+    @contextmanager
+    def _unmounted(self, cache_id: CacheID) -> Iterator[int]:
+        """The directory of an RW layer, locked as a mount would lock it.  Raises LayerInUse."""
+        with opened(self.diff_directory(cache_id)) as fd:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LayerInUse(cache_id, "it is mounted") from None
+            yield fd
+
+    def _complete(self, cache_id: CacheID) -> None:
+        """A lower layer must have no metacopies and renamed directories: make anew an upper that has.
+
+        The new one takes the old one's place in one step.
+        """
+        self._flush(cache_id)
+        if not _has_shortcuts(self.diff_directory(cache_id)):
+            return
+        parent = next(iter(self.chain(cache_id)[1:]), None)
+        with self._unmounted(cache_id), scratch(self.tmp) as directory:
+            (directory / "diff").mkdir()
+            with tar_stream(self.diff(cache_id, parent)) as stream:
+                self._unpack(stream, directory, parent, None)
+            with opened(directory) as made, opened(self.path / cache_id) as present:
+                syncfs(made)
+                rename(made, b"diff", present, b"diff", RENAME_EXCHANGE)
+                os.fsync(present)
+
+    # -- looking at them ------------------------------------------------------------------------------
 
     def metadata(self, cache_id: CacheID) -> dict[str, str]:
-        """``UpperDir``, and ``LowerDir`` where the layer has parents."""
+        """``UpperDir``; ``LowerDir`` where the layer has parents; ``WorkDir`` and ``MergedDir`` if it is
+        RW."""
         upper, *lowers = [spec.path for spec in self.layer_specs(self.chain(cache_id))]
-        return {"UpperDir": upper} | ({"LowerDir": ":".join(lowers)} if lowers else {})
+        found = {"UpperDir": upper} | ({"LowerDir": ":".join(lowers)} if lowers else {})
+        if self.is_read_write(cache_id):
+            found |= {
+                "WorkDir": str(self.path / cache_id / "work"),
+                "MergedDir": str(self._runroot / "mnt" / cache_id),
+            }
+        return found
 
     def status(self) -> list[tuple[str, str]]:
-        """How this home keeps owners and whiteouts."""
-        return [("Ownership", self.ownership.value), ("Whiteouts", self.spelling.value)]
-
-    # -- the merged view ------------------------------------------------------------------------------
+        """How this home keeps owners and whiteouts; overlay2's words where it has them."""
+        return [
+            ("Backing Filesystem", filesystem_type(self.path)),
+            ("Native Overlay Diff", "true"),
+            ("Ownership", self.ownership.value),
+            ("Whiteouts", self.spelling.value),
+        ]
 
     @contextmanager
     def union(self, cache_id: CacheID) -> Iterator[Union]:
         """The merged view as a library object: no FUSE, no mount.  Holds the layer."""
+        if (self.path / cache_id / "work").is_dir():
+            with self._view(cache_id) as view:
+                yield view
+            return
         with self.hold(cache_id):
             specs = self.layer_specs(self.chain(cache_id))
             with below.opened(specs, self.ownership, self.spelling) as union:
                 yield union
 
     @contextmanager
-    def _with_changes(self, cache_id: CacheID) -> Iterator[MergedUnion]:
+    def _view(self, cache_id: CacheID) -> Iterator[MergedUnion]:
         """The layer on top of its parents, told apart.  Holds it."""
         with self.hold(cache_id), ExitStack() as stack:
+            self._flush(cache_id)
             tree, *lowers = (
                 stack.enter_context(LayerDir(spec.path, self.ownership, self.spelling, spec.links))
                 for spec in self.layer_specs(self.chain(cache_id))
             )
             yield MergedUnion(tree, lowers)
 
-    def changes(self, cache_id: CacheID) -> list[Change]:
-        """What the layer changes in its parents."""
-        with self._with_changes(cache_id) as union:
-            return diff.changes(union)
+    def _flush(self, cache_id: CacheID) -> None:
+        """Have the kernel write out what programs have written into a mount of an RW layer."""
+        if not self.is_read_write(cache_id):
+            return
+        upper = str(self.diff_directory(cache_id))
+        for present in mounter.mounted(self._runroot):
+            if present.alive and present.spec.upper is not None and present.spec.upper.path == upper:
+                with opened(Path(present.mountpoint)) as fd:
+                    syncfs(fd)
 
-    def diff(self, cache_id: CacheID) -> Iterator[bytes]:
-        """The layer's changes as a tar; the time of whiteouts is SOURCE_DATE_EPOCH, else 0."""
-        with self._with_changes(cache_id) as union:
-            yield from diff.diff(union, int(os.environ.get("SOURCE_DATE_EPOCH", "0")))
+    @contextmanager
+    def _pair(self, cache_id: CacheID, parent: CacheID | None) -> Iterator[tuple[Union, Union | None]]:
+        """The merged views of a layer and of `parent`."""
+        with self._view(cache_id) as view, self.union(parent) if parent else nullcontext() as under:
+            yield view, under
 
     def diff_directory(self, cache_id: CacheID) -> Path:
         """Where the layer's own files are."""
@@ -131,21 +213,26 @@ class FuseDriver(Home):
             ),
         )
 
+    # -- the merged view ------------------------------------------------------------------------------
+
     def get(self, cache_id: CacheID) -> bytes:
-        """Mount the layer, or count one more user of its mount; the mountpoint."""
+        """Mount the layer, or count one more user of its mount; the mountpoint.
+
+        A mount whose server died is replaced.  Where there is none any more, nobody else has it.
+        """
         mountpoint = self._mountpoint(cache_id)
-        with self._users(cache_id) as users:
+        with self.hold(cache_id), self._counter.users(cache_id) as users:
+            count = users[0] if mounter.find(mountpoint, self._runroot) else 0
             mounter.mount(self.spec(cache_id, cache_id[:12]), mountpoint, self._runroot)
-            users.append(users.pop() + 1)
+            users[0] = count + 1
         return os.fsencode(mountpoint)
 
     def put(self, cache_id: CacheID) -> None:
         """One user less; the last one unmounts.  A `put` without a `get` does nothing."""
         mountpoint = self._mountpoint(cache_id)
-        with self._users(cache_id) as users:
-            count = users.pop()
-            users.append(max(count - 1, 0))
-            if count == 1 and mounter.find(mountpoint, self._runroot) is not None:
+        with self._counter.users(cache_id) as users:
+            users[0] = max(users[0] - 1, 0)
+            if users[0] == 0 and mounter.find(mountpoint, self._runroot) is not None:
                 mounter.unmount(mountpoint, self._runroot)
 
     def _mountpoint(self, cache_id: CacheID) -> Path:
@@ -153,16 +240,13 @@ class FuseDriver(Home):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory / cache_id
 
-    @contextmanager
-    def _users(self, cache_id: CacheID) -> Iterator[list[int]]:
-        """The count of a mount's users, as a list of one to change, under a lock."""
-        directory = self._runroot / "mounts"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = lock(directory / f"{cache_id}.count", fcntl.LOCK_EX, os.O_CREAT)
-        try:
-            users = [int(os.pread(fd, 20, 0) or b"0")]
-            yield users
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, b"%d" % users[0], 0)
-        finally:
-            os.close(fd)
+
+def _has_shortcuts(directory: Path) -> bool:
+    """True when an upper has a file or directory that goes on in the lowers elsewhere than at its place."""
+    for _, directories, files, fd in os.fwalk(os.fsencode(directory)):
+        for name in (*directories, *files):
+            path = b"/proc/self/fd/%d/%s" % (fd, name)
+            marks = os.listxattr(path, follow_symlinks=False)
+            if any(mark.endswith((".overlay.redirect", ".overlay.metacopy")) for mark in marks):
+                return True
+    return False

@@ -1,28 +1,35 @@
 """Graphdriver ``vfs``: every layer is a full copy of its parent with its own changes carried out on it.
 
-Slow and obvious.  It needs no FUSE and no union, and is what the ``fuse`` driver is compared with: unpack a
-layer by itself, copy the parent's tree, and do to the copy what the layer says, one directory at a time.
-`get` gives the tree as it lies on disk; owners that the disk cannot hold are in xattrs (`ownership`).
+Slow and obvious.  It needs no FUSE and no mount, and is what the ``fuse`` driver is compared with: copy the
+parent's tree, unpack the layer by itself beside it, and do to the copy what the layer says.  Changes are
+found by comparing two whole trees.
+
+`VfsDriver.get` gives the tree as it lies on disk; owners that the disk cannot hold are in xattrs
+(`ownership`).  Programs that work in an RW layer do not know of those, so a mode that is not what the xattr
+would have made it is one they have set.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from fusestore.digest import CacheID, Readable
-from fusestore.driver import below, whiteout
+from fusestore.driver import below
 from fusestore.driver.api import Applied, Limits
 from fusestore.driver.apply import unpack
-from fusestore.driver.layout import Home, LayerSpec
+from fusestore.driver.home import Home
+from fusestore.driver.layout import record_links
+from fusestore.driver.merge import copy_attributes, merge
+from fusestore.driver.ownership import backing_mode
+from fusestore.driver.union.layerdir import Attr, LayerDir
 from fusestore.driver.union.tree import Union
-from fusestore.driver.whiteout import Spelling
-from fusestore.files import empty_directory, opened, remove_tree
-from fusestore.syscalls import copy_data
+from fusestore.files import filesystem_type, opened, scratch
+from fusestore.syscalls import copy_data, syncfs
+from fusestore.tar import Record
 
 
 class VfsDriver(Home):
@@ -32,51 +39,101 @@ class VfsDriver(Home):
     stacked = False
 
     def __init__(self, root: Path, runroot: Path) -> None:
-        del runroot  # nothing is ever mounted
-        super().__init__(root)
+        super().__init__(root, runroot)
 
-    def apply_diff(self, cache_id: CacheID, stream: Readable, limits: Limits) -> Applied:
-        """Unpack the tar beside the copy of the parent, then merge it in.  Raises InvalidLayer, OSError."""
-        directory, parent = self.staged(cache_id)
-        tree, changes = directory / "diff", directory / "changes"
-        changes.mkdir()
+    def _furnish(self, directory: Path, parent: CacheID | None, read_write: bool) -> None:
         if parent is not None:
-            _copy_tree(os.fsencode(self.path / parent / "diff"), os.fsencode(tree))
-        with below.under(self.union(parent) if parent else None) as lower:
-            unpacked = unpack(stream, os.fsencode(changes), lower, self.ownership, self.spelling, limits)
-        _merge(os.fsencode(changes), os.fsencode(tree), self.spelling)
-        remove_tree(changes)
-        _record_links(os.fsencode(tree), directory / "links")
-        self.sync(cache_id)
+            with self.hold(parent):
+                _copy_tree(os.fsencode(self.path / parent / "diff"), os.fsencode(directory / "diff"))
+        if read_write:
+            (directory / "work").mkdir(mode=0o700)
+
+    def apply_diff(
+        self,
+        cache_id: CacheID,
+        stream: Readable,
+        limits: Limits | None = None,
+        record: Record | None = None,
+    ) -> Applied:
+        """Unpack the tar beside the tree, then merge it in.  Raises InvalidLayer, OSError."""
+        if self.is_read_write(cache_id):
+            with self.hold(cache_id):
+                return self._apply(self.path / cache_id, cache_id, stream, limits, record)
+        directory, parent = self.staged(cache_id)
+        return self._apply(directory, parent, stream, limits, record)
+
+    def _apply(
+        self,
+        directory: Path,
+        under: CacheID | None,
+        stream: Readable,
+        limits: Limits | None,
+        record: Record | None,
+    ) -> Applied:
+        tree = os.fsencode(directory / "diff")
+        with scratch(self.tmp) as place, below.under(self.union(under) if under else None) as lower:
+            changes = os.fsencode(place / "changes")
+            os.mkdir(changes)
+            unpacked = unpack(
+                stream, changes, lower, self.ownership, self.spelling, limits or Limits(), record
+            )
+            merge(changes, tree, self.spelling, stacked=False)
+        record_links(directory / "diff", directory / "links")
+        with opened(directory) as fd:
+            syncfs(fd)
         return Applied(unpacked.size, unpacked.reproducible, unpacked.entries)
+
+    # -- looking at them ------------------------------------------------------------------------------
 
     @contextmanager
     def union(self, cache_id: CacheID) -> Iterator[Union]:
         """The tree, with true owners, as a library object.  Holds the layer."""
         directory = self.path / cache_id
-        specs = [LayerSpec(str(directory / "diff"), str(directory / "links"))]
-        with self.hold(cache_id), below.opened(specs, self.ownership, self.spelling) as union:
-            yield union
+        links = None if self.is_read_write(cache_id) else str(directory / "links")
+        with self.hold(cache_id), self._tree(str(directory / "diff"), links) as tree:
+            yield Union([tree])
+
+    def _tree(self, path: str, links: str | None) -> LayerDir:
+        return _Written(path, self.ownership, self.spelling, links)
+
+    @contextmanager
+    def _pair(self, cache_id: CacheID, parent: CacheID | None) -> Iterator[tuple[Union, Union | None]]:
+        with self.union(cache_id) as tree, self.union(parent) if parent else nullcontext() as under:
+            yield tree, under
 
     def get(self, cache_id: CacheID) -> bytes:
         """The tree on disk."""
         if not self.exists(cache_id):
             raise FileNotFoundError(f"{cache_id}: no such layer")
+        with self._counter.users(cache_id) as users:
+            users[0] += 1
         return os.fsencode(self.path / cache_id / "diff")
 
     def put(self, cache_id: CacheID) -> None:
-        """Nothing is mounted, so nothing is unmounted."""
+        """One user less; nothing is mounted, so nothing is unmounted."""
+        with self._counter.users(cache_id) as users:
+            users[0] = max(users[0] - 1, 0)
 
     def metadata(self, cache_id: CacheID) -> dict[str, str]:
-        """``SourceDir``, as moby's vfs calls it."""
-        return {"SourceDir": str(self.path / cache_id / "diff")}
+        """``SourceDir``, as moby's vfs calls it.  Raises FileNotFoundError."""
+        with self.hold(cache_id):
+            return {"SourceDir": str(self.path / cache_id / "diff")}
 
     def status(self) -> list[tuple[str, str]]:
         """How this home keeps owners."""
-        return [("Ownership", self.ownership.value)]
+        return [("Backing Filesystem", filesystem_type(self.path)), ("Ownership", self.ownership.value)]
 
 
-# Both walks below go over relative paths, parents before children; ``tree`` is ours alone.
+class _Written(LayerDir):
+    """A tree in which programs have been that know nothing of ``override_stat``."""
+
+    def _apply_override(self, path: bytes, attr: Attr, name: bytes) -> None:
+        on_disk = attr.mode
+        super()._apply_override(path, attr, name)
+        if stat.S_IFMT(attr.mode) == stat.S_IFMT(on_disk) and backing_mode(attr.mode) != stat.S_IMODE(
+            on_disk
+        ):
+            attr.mode = on_disk
 
 
 def _copy_tree(source: bytes, target: bytes) -> None:
@@ -96,7 +153,7 @@ def _copy_tree(source: bytes, target: bytes) -> None:
                 first_name[st.st_ino] = name
                 _copy_object(source + name, target + name, st)
     for path in reversed(directories):
-        _copy_attributes(source + path, target + path)
+        copy_attributes(source + path, target + path)
 
 
 def _copy_object(source: bytes, target: bytes, st: os.stat_result) -> None:
@@ -107,65 +164,4 @@ def _copy_object(source: bytes, target: bytes, st: os.stat_result) -> None:
             copy_data(reader.fileno(), writer.fileno(), st.st_size)
     else:
         os.mknod(target, st.st_mode, st.st_rdev)
-    _copy_attributes(source, target)
-
-
-def _copy_attributes(source: bytes, target: bytes) -> None:
-    st = os.lstat(source)
-    if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
-        os.chown(target, st.st_uid, st.st_gid, follow_symlinks=False)
-    for name in os.listxattr(source, follow_symlinks=False):
-        if os.fsencode(name) not in whiteout.OPAQUE_XATTRS:
-            value = os.getxattr(source, name, follow_symlinks=False)
-            os.setxattr(target, name, value, follow_symlinks=False)
-    if not stat.S_ISLNK(st.st_mode):
-        os.chmod(target, stat.S_IMODE(st.st_mode))
-    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
-
-
-def _merge(changes: bytes, tree: bytes, spelling: Spelling) -> None:
-    """Carry out on `tree` what the layer in `changes` says, moving its files over."""
-    directories = [b""]
-    times = {}  # moving files out of a directory changes them
-    for path in directories:  # grows while we walk
-        times[path] = os.lstat(changes + path)
-        if whiteout.OPAQUE_XATTR in map(os.fsencode, os.listxattr(changes + path)):
-            with opened(tree + path) as fd:
-                empty_directory(fd)
-        for entry in os.scandir(changes + path):
-            target = tree + path + b"/" + entry.name
-            deleted = _deleted_name(entry, spelling)
-            if deleted is not None:
-                remove_tree(Path(os.fsdecode(tree + path + b"/" + deleted)))
-            elif not entry.is_dir(follow_symlinks=False):
-                remove_tree(Path(os.fsdecode(target)))
-                os.rename(entry.path, target)
-            else:
-                if not os.path.isdir(target) or os.path.islink(target):
-                    remove_tree(Path(os.fsdecode(target)))
-                    os.mkdir(target, 0o700)
-                directories.append(path + b"/" + entry.name)
-    for path in reversed(directories):
-        for name in os.listxattr(tree + path):
-            os.removexattr(tree + path, name)
-        _copy_attributes(changes + path, tree + path)
-        os.utime(tree + path, ns=(times[path].st_atime_ns, times[path].st_mtime_ns))
-
-
-def _deleted_name(entry: os.DirEntry[bytes], spelling: Spelling) -> bytes | None:
-    if spelling is Spelling.NAME:
-        return entry.name.removeprefix(whiteout.PREFIX) if entry.name.startswith(whiteout.PREFIX) else None
-    return entry.name if whiteout.is_device(entry.stat(follow_symlinks=False)) else None
-
-
-def _record_links(tree: bytes, record: Path) -> None:
-    """Write down which names of the tree are one file, as `layout` says."""
-    groups: dict[int, list[str]] = {}
-    directories = [b""]
-    for path in directories:  # grows while we walk
-        for entry in os.scandir(tree + path):
-            if entry.is_dir(follow_symlinks=False):
-                directories.append(path + b"/" + entry.name)
-            elif entry.stat(follow_symlinks=False).st_nlink > 1:
-                groups.setdefault(entry.inode(), []).append(os.fsdecode(path + b"/" + entry.name)[1:])
-    record.write_text("".join(json.dumps(sorted(g)) + "\n" for g in groups.values()), encoding="ascii")
+    copy_attributes(source, target)

@@ -18,16 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fusestore.errors import CorruptStore, NotSupported
+from fusestore.files import filesystem_type
 
 _APPLICATION_ID = 0x46555345  # "FUSE"
-_FORMAT = 1
+_FORMAT = 2
 _PATIENCE = 60  # seconds a statement waits for other processes' transactions
 
 _SCHEMA = """
 -- driver: the graphdriver that keeps the layers.
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
--- A read-only layer.  size: bytes of its own files, each inode once.  created: seconds since 1970.
+-- A read-only layer.  size: bytes of its own files, each inode once.  reproducible: its exact tar can be put
+-- together again.  created: seconds since 1970.  descriptor: JSON of what it was downloaded as, if anything.
 CREATE TABLE layers (
     chain_id     TEXT PRIMARY KEY,
     diff_id      TEXT NOT NULL,
@@ -35,9 +37,23 @@ CREATE TABLE layers (
     cache_id     TEXT NOT NULL UNIQUE,
     size         INTEGER NOT NULL,
     reproducible INTEGER NOT NULL,
-    created      INTEGER NOT NULL
+    created      INTEGER NOT NULL,
+    descriptor   TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX layers_parent ON layers(parent);
+
+-- A layer that takes changes, on top of a registered one.  init_id: the driver's layer between the two.
+-- label: the SELinux label for its mounts.  options: storage options, JSON.
+CREATE TABLE rw_layers (
+    name     TEXT PRIMARY KEY,
+    mount_id TEXT NOT NULL UNIQUE,
+    init_id  TEXT UNIQUE,
+    parent   TEXT REFERENCES layers(chain_id),
+    label    TEXT NOT NULL,
+    options  TEXT NOT NULL,
+    created  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX rw_layers_parent ON rw_layers(parent);
 
 -- An image.  id: hex digest of its configuration.  digest: of its manifest.  size: bytes of all its layers.
 CREATE TABLE images (
@@ -65,6 +81,15 @@ CREATE TABLE big_data (
     PRIMARY KEY (item, key)
 ) STRICT, WITHOUT ROWID;
 """
+
+# What makes a database of format N - 1 one of format N.  Layers of format 1 have no tar-split record.
+_MIGRATIONS = {
+    2: """
+ALTER TABLE layers ADD COLUMN descriptor TEXT;
+UPDATE layers SET reproducible = 0;
+"""
+    + _SCHEMA[_SCHEMA.index("CREATE TABLE rw_layers") : _SCHEMA.index("-- An image.  id")],
+}
 
 _NETWORK = (
     "nfs",
@@ -106,6 +131,8 @@ class Database:
             raise NotSupported(
                 f"{self._path}: made by a newer fusestore (format {version}); upgrade to use it"
             )
+        if version < _FORMAT:
+            self._migrate()
 
     def _create(self) -> None:
         """Make the schema, unless another process just did."""
@@ -117,6 +144,14 @@ class Database:
                     execute(statement)
                 execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 execute(f"PRAGMA user_version = {_FORMAT}")
+
+    def _migrate(self) -> None:
+        """Bring an older format up to ours, unless another process just did."""
+        with self.transaction() as execute:
+            for version in range(self._pragma("user_version") + 1, _FORMAT + 1):
+                for statement in _MIGRATIONS[version].split(";\n"):
+                    execute(statement)
+                execute(f"PRAGMA user_version = {version}")
 
     def _pragma(self, name: str) -> int:
         return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
@@ -174,12 +209,4 @@ def _explained(exc: sqlite3.OperationalError, path: Path) -> Exception:
 
 def _on_network(path: Path) -> bool:
     """True when `path` lies on a filesystem whose locks or shared memory end at this machine."""
-    best, kind = "", ""
-    resolved = os.path.realpath(path)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields, _, rest = line.partition(" - ")
-            place = fields.split(" ")[4]
-            if len(place) >= len(best) and (resolved + "/").startswith(place.rstrip("/") + "/"):
-                best, kind = place, rest.split(" ", 1)[0]
-    return kind.split(".", 1)[0] in _NETWORK
+    return filesystem_type(path).split(".", 1)[0] in _NETWORK

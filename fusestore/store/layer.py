@@ -1,23 +1,39 @@
-"""`Layer`: the handle a caller holds on a registered layer.
+"""Handles on layers: `Layer` on a registered one, `RWLayer` on one that takes changes.
 
 Every call that gives a layer gives a new handle; handles compare by identity, and each keeps its layer from
-being deleted, in this process or any other, until it is released (moby: ``getReference``).
+being deleted, in this process or any other, until it is released (moby: ``getReference``).  Handles belong to
+the store that gave them and are for one thread at a time.
 """
 
 from __future__ import annotations
 
-from fusestore.digest import ChainID, DiffID
-from fusestore.driver.api import Held
-from fusestore.store.metadata import LayerRecord
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from fusestore.digest import CacheID, ChainID, DiffID, Readable
+from fusestore.driver.api import Change, Driver, Held
+from fusestore.errors import CorruptStore, NotAParent, NotMounted, NotReproducible
+from fusestore.store.metadata import LayerRecord, MetadataStore, RWRecord
+from fusestore.store.tarsplit import RECORD, assemble
+from fusestore.tar_stream import tar_stream
+from fusestore.tar_writer import END
+
+#: The tar of nothing, 1,024 zero bytes (moby: ``layer.DigestSHA256EmptyTar``).
+EMPTY_DIFF_ID = DiffID("sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef")
 
 
 class Layer:
     """A registered read-only layer.  Release it with `LayerStore.release`."""
 
-    def __init__(self, record: LayerRecord, size: int, held: Held) -> None:
+    def __init__(
+        self, record: LayerRecord, size: int, held: Held, metadata: MetadataStore, driver: Driver
+    ) -> None:
         self.record = record
         self._size = size
         self._held = held
+        self._metadata, self._driver = metadata, driver
 
     @property
     def chain_id(self) -> ChainID:
@@ -49,9 +65,166 @@ class Layer:
         """False when the exact tar cannot be put together again (it held something twice)."""
         return self.record.reproducible
 
+    @property
+    def descriptor(self) -> Mapping[str, object]:
+        """What it was downloaded as (`LayerStore.register_with_descriptor`); empty where it was not."""
+        return self.record.descriptor
+
+    def metadata(self) -> dict[str, str]:
+        """Where the driver keeps it."""
+        return self._driver.metadata(self.record.cache_id)
+
+    def tar_stream(self) -> io.BufferedReader:
+        """The exact tar that was registered, as a file to read and close.
+
+        It stays readable when the handle is released.  Raises NotReproducible; its reads raise CorruptStore
+        when the layer's files or its tar-split record have been changed (moby: ``verifiedReadCloser``).
+        """
+        if not self.reproducible:
+            raise NotReproducible(self.chain_id)
+        path = self._driver.notes(self.record.cache_id) / RECORD
+        files = self._driver.diff_getter(self.record.cache_id)
+        try:
+            record = path.open("rb")
+        except FileNotFoundError:
+            files.close()
+            raise CorruptStore(str(path), "the layer's tar-split record is missing") from None
+
+        def close() -> None:
+            record.close()
+            files.close()
+
+        return tar_stream(assemble(record, files, self.chain_id), self.diff_id, close)
+
+    def tar_stream_from(self, parent: ChainID | None) -> io.BufferedReader:
+        """What makes this layer out of `parent`, a layer below it (None: everything), as a tar.
+
+        The bytes are ours, the same each time, and not those of any tar registered.  Raises NotAParent.
+        """
+        below = {record.chain_id: record.cache_id for record in self._metadata.chain(self.parent)}
+        if parent is not None and parent not in below:
+            raise NotAParent(parent)
+        return tar_stream(self._driver.diff(self.record.cache_id, below[parent] if parent else None))
+
     def drop(self) -> None:
         """Let go of the layer's lock; `LayerStore.release` does."""
         self._held.close()
 
     def __repr__(self) -> str:
         return f"<Layer {self.chain_id}>"
+
+
+class EmptyLayer:
+    """The layer of an empty tar, which no store needs to keep (moby: ``layer.EmptyLayer``)."""
+
+    chain_id = ChainID(EMPTY_DIFF_ID)
+    diff_id = EMPTY_DIFF_ID
+    parent = None
+    size = diff_size = 0
+    reproducible = True
+
+    def metadata(self) -> dict[str, str]:
+        """It is nowhere."""
+        return {}
+
+    def tar_stream(self) -> io.BufferedReader:
+        """1,024 zero bytes."""
+        return tar_stream(iter((END,)), self.diff_id)
+
+    def tar_stream_from(self, parent: ChainID | None) -> io.BufferedReader:
+        """The same, of nothing.  Raises NotAParent."""
+        if parent is not None:
+            raise NotAParent(parent)
+        return self.tar_stream()
+
+
+def is_empty(diff_id: DiffID) -> bool:
+    """True for the layer of an empty tar (moby: ``layer.IsEmpty``)."""
+    return diff_id == EMPTY_DIFF_ID
+
+
+class RWLayer:
+    """A layer that takes changes, by name.  Release it with `LayerStore.release_rw_layer`."""
+
+    def __init__(self, record: RWRecord, held: Held | None, metadata: MetadataStore, driver: Driver) -> None:
+        self.record = record
+        self.held = held
+        self._metadata, self._driver = metadata, driver
+
+    @property
+    def name(self) -> str:
+        """The name it was made with."""
+        return self.record.name
+
+    @property
+    def parent(self) -> ChainID | None:
+        """The registered layer that it is on; None when there is none."""
+        return self.record.parent
+
+    @property
+    def path(self) -> Path:
+        """Where it is mounted.  Raises NotMounted."""
+        if not self._driver.mounted(self.record.mount_id):
+            raise NotMounted(self.name)
+        path = self.mount()
+        self._driver.put(self.record.mount_id)
+        return path
+
+    def mount(self) -> Path:
+        """Mount it, or count one more user of its mount; the directory.  Each has to be unmounted.
+
+        Raises CorruptStore when its files are gone, and what the driver's `get` raises.
+        """
+        try:
+            return Path(os.fsdecode(self._driver.get(self.record.mount_id)))
+        except FileNotFoundError:
+            raise self._lost() from None
+
+    def unmount(self) -> None:
+        """Give back one `mount`; the last one takes the directory away.  Raises NotMounted."""
+        if not self._driver.mounted(self.record.mount_id):
+            raise NotMounted(self.name)
+        self._driver.put(self.record.mount_id)
+
+    def changes(self) -> list[Change]:
+        """What has been changed since it was made, sorted by path; what its init function did is not."""
+        try:
+            return self._driver.changes(self.record.mount_id, self._below())
+        except FileNotFoundError:
+            raise self._lost() from None
+
+    def tar_stream(self) -> io.BufferedReader:
+        """The changes as a layer tar, the same bytes each time."""
+        return tar_stream(self._driver.diff(self.record.mount_id, self._below()))
+
+    def size(self) -> int:
+        """Bytes of files in that tar."""
+        return self._driver.diff_size(self.record.mount_id, self._below())
+
+    def apply_diff(self, stream: Readable) -> int:
+        """Carry out what the uncompressed layer tar `stream` says; bytes of files in it.
+
+        Raises InvalidLayer, LayerInUse while it is mounted.
+        """
+        return self._driver.apply_diff(self.record.mount_id, stream).size
+
+    def metadata(self) -> dict[str, str]:
+        """Where the driver keeps it; ``ID`` is its name."""
+        return {"ID": self.name} | self._driver.metadata(self.record.mount_id)
+
+    def _below(self) -> CacheID | None:
+        """The driver's layer that it is compared with."""
+        if self.record.init_id is not None or self.parent is None:
+            return self.record.init_id
+        return self._metadata.get(self.parent).cache_id
+
+    def _lost(self) -> CorruptStore:
+        return CorruptStore(self.name, "the files of this RW layer are gone; all it is good for is release")
+
+    def drop(self) -> None:
+        """Let go of the layer's lock; `LayerStore.release_rw_layer` does."""
+        if self.held is not None:
+            self.held.close()
+
+    def __repr__(self) -> str:
+        return f"<RWLayer {self.name}>"

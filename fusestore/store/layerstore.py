@@ -1,174 +1,233 @@
-"""`LayerStore`: register layers from tars, get them by chain ID, release them (moby: ``layer.Store``).
+"""`LayerStore`: registered layers, and RW layers on top of them by name (moby: ``layer.Store``).
 
-Registering unpacks into a staged layer while hashing, and names it last.  Two callers who register the same
-layer at once both get a handle on one layer; whoever comes second throws his own work away.  Releasing the
-last handle of a layer that no child and no image needs deletes it, and then its parents under the same
-condition.
+An RW layer is a row that names a layer of the driver which takes changes, on top of the parent's, or of an
+*init layer* between the two: what the caller's init function writes there is seen by the RW layer, but is
+none of its changes.  The row comes last and goes first, as everywhere.  Handles say who works with it; how
+often it is mounted is counted by the driver, for all processes.
+
+Two generations of moby are served: handles (``CreateRWLayer`` ... ``ReleaseRWLayer``), and docker 1.10's
+calls by name (``Mount``, ``Unmount``, ``DeleteMount``, ``Changes``, ``Metadata``).
 """
 
 from __future__ import annotations
 
-import sqlite3
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from pathlib import Path
 
-from fusestore.digest import ChainID, DiffID, HashingReader, Readable, chain_id, new_cache_id
-from fusestore.driver.api import Driver, Held, Limits
-from fusestore.errors import DigestMismatch, LayerInUse, LayerNotFound, LayerNotRetained, MaxDepthExceeded
-from fusestore.store.layer import Layer
-from fusestore.store.metadata import LayerMetadata, LayerRecord, new_record
+from fusestore.digest import CacheID, ChainID, new_cache_id
+from fusestore.driver.api import Change, Driver, Held, Limits
+from fusestore.errors import (
+    ActiveMount,
+    FusestoreError,
+    LayerInUse,
+    LayerNotRetained,
+    MountNameConflict,
+    RWLayerNotFound,
+)
+from fusestore.store.layer import Layer, RWLayer
+from fusestore.store.metadata import MetadataStore, RWRecord
+from fusestore.store.registered import RegisteredLayers, Released
 
-#: moby's: "127 max in some graphdrivers plus the 2 additional layers used to create a rwlayer".
-MAX_DEPTH = 125
+#: Writes what an RW layer is to find into the directory it is given.
+InitFunction = Callable[[Path], None]
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
-    """A layer that `release` deleted.  Sizes in bytes: of the chain, and of the layer alone."""
-
-    chain_id: ChainID
-    diff_id: DiffID
-    size: int
-    diff_size: int
-
-
-class LayerStore:
+class LayerStore(RegisteredLayers):
     """All layers of a store, kept by one driver."""
 
-    def __init__(self, metadata: LayerMetadata, driver: Driver, limits: Limits | None = None) -> None:
-        metadata.claim(driver.name)
-        self._metadata = metadata
-        self._driver = driver
-        self._limits = limits or Limits()
-        self._handles: set[Layer] = set()
-        self._collected = False
+    def __init__(self, metadata: MetadataStore, driver: Driver, limits: Limits | None = None) -> None:
+        super().__init__(metadata, driver, limits)
+        self._rw_handles: set[RWLayer] = set()
 
-    # -- register -------------------------------------------------------------------------------------
+    # -- RW layers ------------------------------------------------------------------------------------
 
-    def register(
-        self, stream: Readable, parent: ChainID | None = None, expected: DiffID | None = None
-    ) -> Layer:
-        """Unpack the uncompressed tar `stream` as a layer on top of `parent`; a handle on it.
+    def create_rw_layer(
+        self,
+        name: str,
+        parent: ChainID | None = None,
+        *,
+        mount_label: str = "",
+        init_func: InitFunction | None = None,
+        storage_opt: Mapping[str, str] | None = None,
+    ) -> RWLayer:
+        """Make an RW layer on top of `parent` (None: of nothing); a handle on it.
 
-        A layer that exists already is no error.  `expected` is the diff ID it must turn out to have.
-
-        Raises LayerNotFound, MaxDepthExceeded, InvalidLayer, DigestMismatch, OSError; the store is then as
-        it was.
+        `mount_label` is kept; the drivers cannot apply it without privileges.  Raises MountNameConflict,
+        LayerNotFound, NotSupported for a size limit, ValueError for an unknown option, OSError and whatever
+        `init_func` raises; the store is then as it was.
         """
         self.collect()
-        chain = self._metadata.chain(parent)
-        if len(chain) >= MAX_DEPTH:
-            raise MaxDepthExceeded(len(chain) + 1, MAX_DEPTH)
-        cache_id = new_cache_id()
-        with ExitStack() as stack:
-            below = chain[0].cache_id if chain else None
+        if any(record.name == name for record in self._metadata.mounts()):
+            raise MountNameConflict(name)
+        chain, options = self._metadata.chain(parent), dict(storage_opt or {})
+        below, mount_id, init_id = chain[0].cache_id if chain else None, new_cache_id(), None
+        with ExitStack() as held, ExitStack() as undo:
             if chain:
-                stack.callback(self._hold(chain[0]).close)
-            stack.callback(self._driver.discard, cache_id)
-            self._driver.create(cache_id, below)
-            reader = HashingReader(stream)
-            applied = self._driver.apply_diff(cache_id, reader, self._limits)
-            reader.drain()
-            diff_id = DiffID(reader.digest())
-            if expected is not None and diff_id != expected:
-                raise DigestMismatch("layer", expected, diff_id)
-            name = chain_id(parent, diff_id)
-            record = new_record(name, diff_id, parent, cache_id, applied.size, applied.reproducible)
-            return self._commit(record, chain)
+                held.callback(self._hold(chain[0]).close)
+            if init_func is not None:
+                below = init_id = self._init_layer(below, init_func, held, undo)
+            undo.callback(self.driver.discard, mount_id)
+            self.driver.stage(mount_id, below, read_write=True, storage_opt=options)
+            handle = self._name(RWRecord(name, mount_id, init_id, parent, mount_label, options))
+            undo.pop_all()
+        return handle
 
-    def _commit(self, record: LayerRecord, chain: list[LayerRecord]) -> Layer:
-        """Name a staged layer, or take the one of that name that is there by now."""
+    def _init_layer(
+        self, below: CacheID | None, init_func: InitFunction, held: ExitStack, undo: ExitStack
+    ) -> CacheID:
+        """A layer that `init_func` has written to; no row names it yet, so we hold it."""
+        init_id = new_cache_id()
+        undo.callback(self.driver.discard, init_id)
+        self.driver.stage(init_id, below, read_write=True)
+        with self._metadata.start_transaction():  # others collect inside theirs only
+            published = self.driver.publish(init_id)
+        held.callback(published.close)
+        undo.callback(self._unpublish, init_id, published)
+        path = self.driver.get(init_id)
+        try:
+            init_func(Path(os.fsdecode(path)))
+        finally:
+            self.driver.put(init_id)
+        return init_id
+
+    def _name(self, record: RWRecord) -> RWLayer:
+        """Name a staged RW layer."""
         published: Held | None = None
         try:
-            with self._metadata.database.transaction():
-                present = self._metadata.find(record.chain_id)
-                if present is not None:
-                    return self._handle(present, chain, self._driver.hold(present.cache_id))
-                self._metadata.add(record)
-                published = self._driver.publish(record.cache_id)
-        except BaseException as exc:
+            with self._metadata.start_transaction() as transaction:
+                transaction.add_mount(record)
+                published = self.driver.publish(record.mount_id)
+        except BaseException:
             if published is not None:
-                published.close()
-                with self._driver.removing(record.cache_id):
-                    pass
-            if isinstance(exc, sqlite3.IntegrityError):
-                raise LayerNotFound(str(record.parent)) from None
+                self._unpublish(record.mount_id, published)
             raise
-        return self._handle(record, chain, published)
+        return self._rw_handle(record, published)
 
-    def _handle(self, record: LayerRecord, chain: list[LayerRecord], held: Held) -> Layer:
-        layer = Layer(record, record.size + sum(below.size for below in chain), held)
-        self._handles.add(layer)
-        return layer
+    def _rw_handle(self, record: RWRecord, held: Held | None) -> RWLayer:
+        handle = RWLayer(record, held, self._metadata, self.driver)
+        self._rw_handles.add(handle)
+        return handle
 
-    def _hold(self, record: LayerRecord) -> Held:
+    def get_rw_layer(self, name: str) -> RWLayer:
+        """A new handle on an RW layer.  Raises RWLayerNotFound."""
+        record = self._metadata.get_mount(name)
+        held: Held | None = None
+        with suppress(FileNotFoundError):  # its files are gone; all it is good for is to be released
+            held = self.driver.hold(record.mount_id)
+        return self._rw_handle(record, held)
+
+    def get_mount_id(self, name: str) -> CacheID:
+        """The driver's name of an RW layer.  Raises RWLayerNotFound."""
+        return self._metadata.get_mount(name).mount_id
+
+    def rw_layers(self) -> list[RWRecord]:
+        """A snapshot of all RW layers, by name.  Takes no handles."""
+        return self._metadata.mounts()
+
+    def release_rw_layer(self, handle: RWLayer) -> list[Released]:
+        """Give a handle back; the last one deletes the RW layer, and the layers that nothing is on then.
+
+        A handle on an RW layer that is gone is no error.  Raises LayerNotRetained for one that was given
+        back, ActiveMount while it is mounted; then the handle stays good.
+        """
+        if all(record.mount_id != handle.record.mount_id for record in self._metadata.mounts()):
+            self._rw_handles.discard(handle)
+            handle.drop()
+            return []
+        if handle not in self._rw_handles:
+            raise LayerNotRetained(handle.name)
+        if self.driver.mounted(handle.record.mount_id):
+            raise ActiveMount(handle.name)
+        self._rw_handles.remove(handle)
+        handle.drop()
         try:
-            return self._driver.hold(record.cache_id)
-        except FileNotFoundError:
-            raise LayerNotFound(record.chain_id) from None
+            return self._delete(handle.record)
+        except LayerInUse:  # another handle, here or elsewhere
+            return []
 
-    # -- get and release ------------------------------------------------------------------------------
-
-    def get(self, chain_id: ChainID) -> Layer:
-        """A new handle on a layer.  Raises LayerNotFound."""
-        chain = self._metadata.chain(chain_id)
-        return self._handle(chain[0], chain[1:], self._hold(chain[0]))
-
-    def map(self) -> dict[ChainID, LayerRecord]:
-        """A snapshot of all layers.  Takes no handles."""
-        return {record.chain_id: record for record in self._metadata.all()}
-
-    def release(self, layer: Layer) -> list[Released]:
-        """Give a handle back; the layers that were deleted because nothing needs them, topmost first.
-
-        Raises LayerNotRetained for a handle that is not (or no longer) one of this store's.
-        """
-        if layer not in self._handles:
-            raise LayerNotRetained(layer.chain_id)
-        self._handles.remove(layer)
-        layer.drop()
-        return self.delete_unneeded(layer.chain_id)
-
-    def delete_unneeded(self, chain_id: ChainID | None, stack: ExitStack | None = None) -> list[Released]:
-        """Delete the layer unless somebody needs it, then its parent likewise, and so on down.
-
-        Files go when `stack` is left, which must be after the transaction around this call; without one,
-        here. With one, raises LayerInUse if the layer is not needed but held; without, a held layer stays.
-        """
-        if stack is None:
-            with ExitStack() as stack, self._metadata.database.transaction():
-                try:
-                    return self._unname(chain_id, stack)
-                except LayerInUse:
-                    return []
-        return self._unname(chain_id, stack)
-
-    def _unname(self, chain_id: ChainID | None, stack: ExitStack) -> list[Released]:
-        released: list[Released] = []
-        chain = self._metadata.chain(chain_id) if chain_id and self._metadata.find(chain_id) else []
-        size = sum(record.size for record in chain)
-        for record in chain:
-            if self._metadata.is_needed(record.chain_id):
-                break
+    def _delete(self, record: RWRecord) -> list[Released]:
+        """Unname an RW layer and delete it.  Raises LayerInUse."""
+        with ExitStack() as stack, self._metadata.start_transaction() as transaction:
+            for cache_id in filter(None, (record.mount_id, record.init_id)):
+                stack.enter_context(self.driver.removing(cache_id))
+            transaction.remove_mount(record.name)
             try:
-                stack.enter_context(self._driver.removing(record.cache_id))
+                return self._unname(record.parent, stack, transaction)
             except LayerInUse:
-                if not released:
-                    raise
-                break
-            self._metadata.remove(record.chain_id)
-            released.append(Released(record.chain_id, record.diff_id, size, record.size))
-            size -= record.size
-        return released
+                return []
 
-    def collect(self) -> None:
-        """Delete driver layers that no row names, left by processes that died.  Does so once a process."""
-        if self._collected:
-            return
-        self._collected = True
-        with ExitStack() as stack, self._metadata.database.transaction():
-            named = {record.cache_id for record in self._metadata.all()}
-            for cache_id in self._driver.list_layers():
-                if cache_id not in named:
-                    with suppress(LayerInUse):
-                        stack.enter_context(self._driver.removing(cache_id))
+    def commit(self, layer: RWLayer) -> Layer:
+        """Register the changes of an RW layer as a layer on top of its parent; a handle on that.
+
+        Only what has changed is read.  The RW layer stays.  Raises as `register`.
+        """
+        with layer.tar_stream() as changes:
+            return self.register(changes, layer.parent)
+
+    # -- by name (docker 1.10) ------------------------------------------------------------------------
+
+    def mount(
+        self,
+        name: str,
+        parent: ChainID | None = None,
+        mount_label: str = "",
+        init_func: InitFunction | None = None,
+    ) -> RWLayer:
+        """Make an RW layer of this name, unless there is one, and mount it; a handle on it.
+
+        Of one that is there, the other arguments are ignored.
+        """
+        try:
+            handle = self.get_rw_layer(name)
+        except RWLayerNotFound:
+            handle = self.create_rw_layer(name, parent, mount_label=mount_label, init_func=init_func)
+        handle.mount()
+        return handle
+
+    def unmount(self, name: str) -> None:
+        """Give back one mount.  Raises RWLayerNotFound, NotMounted."""
+        self._named(name).unmount()
+
+    def delete_mount(self, name: str) -> list[Released]:
+        """Delete an RW layer, whoever has handles here; the layers that nothing is on then.
+
+        Raises RWLayerNotFound, ActiveMount while it is mounted, LayerInUse while another process has it.
+        """
+        record = self._metadata.get_mount(name)
+        if self.driver.mounted(record.mount_id):
+            raise ActiveMount(name)
+        for handle in [h for h in self._rw_handles if h.record.mount_id == record.mount_id]:
+            self._rw_handles.remove(handle)
+            handle.drop()
+        return self._delete(record)
+
+    def changes(self, name: str) -> list[Change]:
+        """What has been changed in an RW layer.  Raises RWLayerNotFound."""
+        return self._named(name).changes()
+
+    def metadata(self, name: str) -> dict[str, str]:
+        """Where the driver keeps an RW layer.  Raises RWLayerNotFound."""
+        return self._named(name).metadata()
+
+    def _named(self, name: str) -> RWLayer:
+        """An RW layer for the length of one call."""
+        return RWLayer(self._metadata.get_mount(name), None, self._metadata, self.driver)
+
+
+def log_released(released: Sequence[Released]) -> None:
+    """Log the layers that a release has deleted (moby: ``LogReleaseMetadata``)."""
+    for layer in released:
+        _log.info("layer %s (%s) deleted, %d bytes", layer.chain_id, layer.diff_id, layer.diff_size)
+
+
+def release_and_log(store: LayerStore, layer: Layer) -> None:
+    """Release a handle where nobody is left to be told of an error (moby: ``ReleaseAndLog``)."""
+    try:
+        log_released(store.release(layer))
+    except (FusestoreError, OSError) as exc:
+        _log.error("layer %s could not be released: %s", layer.chain_id, exc)

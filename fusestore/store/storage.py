@@ -36,8 +36,9 @@ from fusestore.errors import (
 from fusestore.files import sweep
 from fusestore.store.database import Database
 from fusestore.store.images import MANIFEST, Image, ImageStore, configuration_key
-from fusestore.store.layerstore import LayerStore, Released
+from fusestore.store.layerstore import LayerStore
 from fusestore.store.metadata import LayerMetadata, LayerRecord
+from fusestore.store.registered import Released
 
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
 _LABEL = re.compile(r"[^A-Za-z0-9._-]+")

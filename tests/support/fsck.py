@@ -26,7 +26,9 @@ def broken(root: Path) -> list[str]:
         found = [] if verdict == ["ok"] else [f"database: {line}" for line in verdict]
         found += [f"database: {tuple(row)}" for row in database.execute("PRAGMA foreign_key_check")]
         layers = {row["chain_id"]: row for row in database.execute("SELECT * FROM layers")}
-        return found + _layers(root / _driver(database), layers) + _images(root / "big", database, layers)
+        home = root / _driver(database)
+        found += _layers(home, layers) + _rw_layers(home, database)
+        return found + _images(root / "big", database, layers)
 
 
 def garbage(root: Path) -> list[str]:
@@ -35,7 +37,9 @@ def garbage(root: Path) -> list[str]:
     with _rows(root) as database:
         if database is None:
             return found
-        cache_ids = {row[0] for row in database.execute("SELECT cache_id FROM layers")}
+        named = """SELECT cache_id FROM layers UNION SELECT mount_id FROM rw_layers
+                   UNION SELECT init_id FROM rw_layers"""
+        cache_ids = {row[0] for row in database.execute(named)}
         images = {row[0] for row in database.execute("SELECT id FROM images")}
         home = root / _driver(database)
     present = {name for name in _names(home) if re.fullmatch("[0-9a-f]{64}", name)}
@@ -76,6 +80,8 @@ def _layers(home: Path, layers: dict[str, sqlite3.Row]) -> list[str]:
     for name, row in layers.items():
         if not (home / row["cache_id"] / "diff").is_dir():
             found.append(f"layer {name}: its directory {row['cache_id']} is missing")
+        if row["reproducible"] and not (home / row["cache_id"] / "tar-split.json.gz").is_file():
+            found.append(f"layer {name}: its tar-split record is missing")
         if row["parent"] is None:
             expected = row["diff_id"]
         else:
@@ -83,6 +89,14 @@ def _layers(home: Path, layers: dict[str, sqlite3.Row]) -> list[str]:
         if name != expected:
             found.append(f"layer {name}: that is not the chain ID of its parent and diff ID")
     return found
+
+
+def _rw_layers(home: Path, database: sqlite3.Connection) -> list[str]:
+    wanted = database.execute(
+        """SELECT name, mount_id AS id FROM rw_layers
+           UNION SELECT name, init_id FROM rw_layers WHERE init_id IS NOT NULL"""
+    )
+    return [f"RW layer {name}: {id} is missing" for name, id in wanted if not (home / id / "diff").is_dir()]
 
 
 def _images(big: Path, database: sqlite3.Connection, layers: dict[str, sqlite3.Row]) -> list[str]:

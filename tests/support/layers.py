@@ -56,7 +56,7 @@ def add(driver: Driver, archive: bytes, parent: CacheID | None = None) -> tuple[
     """Apply `archive` as a new published layer on `parent`."""
     cache_id = new_cache_id()
     try:
-        driver.create(cache_id, parent)
+        driver.stage(cache_id, parent)
         applied = driver.apply_diff(cache_id, Stream(archive), Limits())
     except BaseException:
         driver.discard(cache_id)

@@ -93,8 +93,8 @@ class Directories:
     def differences(self) -> tuple[list[Change], dict[bytes, Shown]]:
         """What the upper changes, and what it is when applied as a layer on the same lowers."""
         with self.view() as union:
-            changed = diff.changes(union)
-            archive = b"".join(diff.diff(union))
+            changed = diff.changes(union, union.lower())
+            archive = b"".join(diff.diff(union, union.lower()))
         with below.under(self._merged()) as under:
             layer = self._place / "applied"
             made = unpacked(archive, layer, below=under, ownership=self._ownership, spelling=self._spelling)

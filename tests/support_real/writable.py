@@ -149,7 +149,7 @@ def _archive(directory: Path) -> list[str]:
 
 def _applied(driver: FuseDriver, stream):
     cache_id = new_cache_id()
-    driver.create(cache_id, None)
+    driver.stage(cache_id, None)
     applied = driver.apply_diff(cache_id, stream, Limits())
     driver.publish(cache_id).close()
     return cache_id, applied

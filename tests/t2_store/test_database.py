@@ -113,7 +113,7 @@ def test_rows_need_the_rows_they_name(store):
     with pytest.raises(sqlite3.IntegrityError), store._database.transaction() as execute:
         execute("INSERT INTO names VALUES ('x', 'no such image')")
     with pytest.raises(sqlite3.IntegrityError), store._database.transaction() as execute:
-        execute("INSERT INTO layers VALUES ('a', 'b', 'no such parent', 'c', 0, 1, 0)")
+        execute("INSERT INTO layers VALUES ('a', 'b', 'no such parent', 'c', 0, 1, 0, NULL)")
 
 
 def test_a_database_that_cannot_be_written(store_root, runroot, tmp_path):

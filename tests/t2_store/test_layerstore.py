@@ -20,7 +20,7 @@ from fusestore.errors import (
     MaxDepthExceeded,
     NotSupported,
 )
-from fusestore.store.layerstore import MAX_DEPTH, Released
+from fusestore.store.registered import MAX_DEPTH, Released
 
 A, B, C, D = (tar(member(name, name * 10)) for name in (b"a", b"b", b"c", b"d"))
 
@@ -35,7 +35,7 @@ def register(store, *archives, parent=None):
 
 
 def names(store, layer):
-    with store._driver.union(layer.record.cache_id) as union:
+    with store.driver.union(layer.record.cache_id) as union:
         return paths(union)
 
 
@@ -80,7 +80,7 @@ def test_register_existing_layer(layers, store_root):
     assert first is not second
     assert first.chain_id == second.chain_id
     assert first.record == second.record
-    assert len(layers.map()) == len(layers._driver.list_layers()) == 1
+    assert len(layers.map()) == len(layers.driver.list_layers()) == 1
     assert layers.release(first) == []
     assert names(layers, second) == [b"a"]
     assert [r.chain_id for r in layers.release(second)] == [second.chain_id]
@@ -130,7 +130,7 @@ def test_layer_release(layers):
         Released(one.chain_id, sha256(A), 10, 10),
     ]
     assert layers.map() == {}
-    assert layers._driver.list_layers() == []
+    assert layers.driver.list_layers() == []
 
 
 def test_a_parent_that_is_held_stays(layers):
@@ -193,14 +193,14 @@ def test_125_layers_and_no_more(layers):
     for i in range(125):
         layer = layers.register(Stream(tar(member(f"f{i % 5}", b"%d" % i))), parent)
         parent = layer.chain_id
-    with layers._driver.union(layer.record.cache_id) as union:
+    with layers.driver.union(layer.record.cache_id) as union:
         found = tree(union)
     assert {path: found[path].content for path in found if path} == {
         b"f%d" % i: b"12%d" % i for i in range(5)
     }
     with pytest.raises(MaxDepthExceeded, match="max depth exceeded"):
         layers.register(Stream(A), parent)
-    assert len(layers.map()) == len(layers._driver.list_layers()) == 125
+    assert len(layers.map()) == len(layers.driver.list_layers()) == 125
 
 
 def test_not_reproducible_layers_say_so(layers):
@@ -290,7 +290,7 @@ def test_a_driver_layer_without_a_row_is_collected(reopened, store_root):
     second = reopened()
     assert second.register(Stream(B)).diff_id == sha256(B)
     assert problems(store_root) == []
-    assert len(second._driver.list_layers()) == 1
+    assert len(second.driver.list_layers()) == 1
 
 
 def test_collecting_leaves_alone_what_somebody_makes_or_holds(reopened, store_root):
@@ -310,7 +310,7 @@ def test_collecting_leaves_alone_what_somebody_makes_or_holds(reopened, store_ro
 
 def test_a_layer_whose_directory_is_gone(layers, store_root):
     (layer,) = register(layers, A)
-    home = store_root / layers._driver.name
+    home = store_root / layers.driver.name
     os.rename(home / layer.record.cache_id, store_root / "elsewhere")
     with pytest.raises((LayerNotFound, CorruptStore)):
         layers.get(layer.chain_id)
@@ -321,6 +321,6 @@ def test_a_layer_whose_directory_is_gone(layers, store_root):
 def test_a_store_has_one_driver(reopened, store_root):
     layers = reopened()
     register(layers, A)
-    other = {"fuse": "vfs", "vfs": "fuse"}[layers._driver.name]
+    other = {"fuse": "vfs", "vfs": "fuse"}[layers.driver.name]
     with pytest.raises(NotSupported, match=other):
         layers._metadata.claim(other)

@@ -101,6 +101,28 @@ class MergedUnion(Union):
         """The root without the top layer."""
         return resolve(self._lowers, b"") if self._lowers else None
 
+    def lower(self) -> Union | None:
+        """What is there without the top layer, if anything is.  Shares our layers."""
+        return Union(self._lowers) if self._lowers else None
+
+    def entry_at(self, path: bytes, entry: Entry) -> Place:
+        return (self.tree, path) if entry.upper else super().entry_at(path, entry)
+
+    def entry_data_at(self, path: bytes, entry: Entry) -> Place:
+        if entry.layers and stat.S_ISREG(entry.attr.mode):
+            return entry.layers[0], entry.path
+        return self.entry_at(path, entry)
+
+    def entry_places(self, path: bytes, entry: Entry) -> list[Place]:
+        lowers = super().entry_places(path, entry)
+        return [(self.tree, path), *lowers] if entry.upper else lowers
+
+    def links(self, path: bytes, entry: Entry) -> list[bytes]:
+        if not entry.upper:
+            return super().links(path, entry)
+        found = ((name, self.resolve(name)) for name in self.tree.find_links(path))
+        return [name for name, other in found if other and other.upper and other.attr.ino == entry.attr.ino]
+
     def _origin(self, marks: dict[bytes, bytes], top: Attr) -> Attr | None:
         """The lower object that an upper one was copied from, if that can be seen to be true."""
         index, colon, path = marks.get(ORIGIN, b"").partition(b":")

@@ -155,7 +155,8 @@ class Union:
                 links += 1
                 if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-                target = entry.layers[0].readlink(here)
+                layer, at = self.entry_at(here, entry)
+                target = layer.readlink(at)
                 done = b"" if target.startswith(b"/") else done
                 todo += target.split(b"/")[::-1]
                 continue
@@ -165,6 +166,18 @@ class Union:
         entry = self.resolve(done)
         assert entry is not None
         return done, entry
+
+    def entry_at(self, path: bytes, entry: Entry) -> Place:
+        """The layer that says what `entry`, found at `path`, is, and the path where it does."""
+        return entry.layers[0], entry.path
+
+    def entry_data_at(self, path: bytes, entry: Entry) -> Place:
+        """The layer that has the data of the file `entry`, found at `path`, and the path where it does."""
+        return self.entry_at(path, entry)
+
+    def entry_places(self, path: bytes, entry: Entry) -> list[Place]:
+        """Where the names of the directory `entry`, found at `path`, come from, topmost first."""
+        return [(layer, entry.path) for layer in entry.layers]
 
     # -- inodes ---------------------------------------------------------------------------------------
 
