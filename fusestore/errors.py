@@ -42,10 +42,10 @@ class ImageNotFound(FusestoreError):
 
 
 class AmbiguousName(FusestoreError):
-    """An id prefix that fits more than one image (truncindex: ErrAmbiguousPrefix)."""
+    """An id prefix that fits more than one image or layer (truncindex: ErrAmbiguousPrefix)."""
 
     def __init__(self, prefix: str) -> None:
-        super().__init__(f"{prefix}: fits more than one image; give more of the id")
+        super().__init__(f"{prefix}: fits more than one; give more of the id")
         self.prefix = prefix
 
 
@@ -61,7 +61,9 @@ class LayerNotFound(FusestoreError):
     """No layer has this chain ID (moby: ErrLayerDoesNotExist)."""
 
     def __init__(self, chain_id: str) -> None:
-        super().__init__(f"{printable(chain_id)}: layer does not exist")
+        super().__init__(
+            f"{printable(chain_id)}: layer does not exist; `fusestore layers` lists what there is"
+        )
         self.chain_id = chain_id
 
 

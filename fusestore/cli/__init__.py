@@ -31,6 +31,7 @@ _COMMANDS = {
     "doctor": ("doctor", "doctor"),
     "images": ("images", "images"),
     "inspect": ("images", "inspect"),
+    "layer": ("layer", "layer"),
     "layers": ("images", "layers"),
     "load": ("load", "load"),
     "ls": ("browse", "ls"),

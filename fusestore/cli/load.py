@@ -8,9 +8,8 @@ from contextlib import ExitStack
 import click
 
 from fusestore import reference
-from fusestore.cli.output import Bars, Lines, open_store, stderr_is_a_person
+from fusestore.cli.output import open_store, progress
 from fusestore.transport import pipeline
-from fusestore.transport.source import Progress, Quiet
 
 
 @click.command()
@@ -41,15 +40,6 @@ def load(
     names = [reference.parse(tag).full(reference.LOCAL_DOMAIN) for tag in tags]
     store = open_store(ctx)
     with ExitStack() as stack:
-        for image in pipeline.load(store, place, names=names, progress=_progress(stack, quiet)):
+        said = progress(stack, "Loading layer", quiet=quiet)
+        for image in pipeline.load(store, place, names=names, progress=said):
             click.echo(image.names[0] if image.names else image.id)
-
-
-def _progress(stack: ExitStack, quiet: bool) -> Progress:
-    if quiet:
-        return Quiet()
-    if not stderr_is_a_person():
-        return Lines()
-    bars = Bars()
-    stack.callback(bars.close)
-    return bars

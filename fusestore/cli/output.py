@@ -6,12 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import click
 
 from fusestore.cli import Globals
 from fusestore.store.storage import Store
+from fusestore.transport.source import Progress, Quiet
 
 FORMAT = click.option(
     "--format",
@@ -71,27 +73,31 @@ def age(moment: int) -> str:
 class Lines:
     """Progress as lines on stderr, for logs and pipes."""
 
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
     def start(self, what: str, size: int) -> None:
         """A blob begins."""
-        self._what, self._size = what, size
+        self._what, self._done = what, 0
 
     def advance(self, count: int) -> None:
         """Not worth a line."""
+        self._done += count
 
     def finish(self, outcome: str) -> None:
         """A blob is done."""
-        click.echo(f"Loading layer {self._what}  {size(self._size)}  {outcome}", err=True)
+        click.echo(f"{self._doing} {self._what}  {size(self._done)}  {outcome}", err=True)
 
 
 class Bars:
     """Progress as a bar for each blob, for people."""
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn("Loading layer {task.description}"),
+            TextColumn(doing + " {task.description}"),
             BarColumn(),
             DownloadColumn(),
             TimeRemainingColumn(),
@@ -117,6 +123,15 @@ class Bars:
         self._progress.stop()
 
 
-def stderr_is_a_person() -> bool:
-    """True when somebody watches."""
-    return sys.stderr.isatty()
+def progress(stack: ExitStack, doing: str, *, quiet: bool) -> Progress:
+    """Who is told of progress: nobody, a log, or a person; `doing` is what is done, as in "Loading layer".
+
+    Whatever it puts on the terminal goes when `stack` is left.
+    """
+    if quiet:
+        return Quiet()
+    if not sys.stderr.isatty():
+        return Lines(doing)
+    bars = Bars(doing)
+    stack.callback(bars.close)
+    return bars

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from fusestore.digest import CacheID, Readable
@@ -165,9 +166,12 @@ class FuseDriver(Home):
         """The layer on top of its parents, told apart.  Holds it."""
         with self.hold(cache_id), ExitStack() as stack:
             self._flush(cache_id)
+            specs = list(self.layer_specs(self.chain(cache_id)))
+            if self.is_read_write(cache_id):  # nothing is recorded of its links
+                specs[0] = replace(specs[0], links=None)
             tree, *lowers = (
                 stack.enter_context(LayerDir(spec.path, self.ownership, self.spelling, spec.links))
-                for spec in self.layer_specs(self.chain(cache_id))
+                for spec in specs
             )
             yield MergedUnion(tree, lowers)
 

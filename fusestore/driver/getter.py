@@ -32,9 +32,9 @@ class DiffGetter:
         except InvalidLayer as exc:
             raise FileNotFoundError(errno.ENOENT, exc.reason, name) from None
         except OSError as exc:
-            if exc.errno != errno.ELOOP:
+            if exc.errno not in (errno.ELOOP, errno.ENXIO):
                 raise
-            raise FileNotFoundError(errno.ENOENT, "it is a symlink now", name) from None
+            raise FileNotFoundError(errno.ENOENT, "not a file any more", name) from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise FileNotFoundError(errno.ENOENT, "not a file any more", name)

@@ -95,6 +95,9 @@ class MetadataStore(Protocol):
     def find(self, chain_id: ChainID) -> LayerRecord | None:
         """A layer, or None."""
 
+    def by_prefix(self, prefix: str) -> list[ChainID]:
+        """The layers whose chain ID begins with `prefix`."""
+
     def all(self) -> list[LayerRecord]:
         """Every layer, oldest first."""
 
@@ -148,6 +151,11 @@ class LayerMetadata:
             return self.get(chain_id)
         except LayerNotFound:
             return None
+
+    def by_prefix(self, prefix: str) -> list[ChainID]:
+        """The layers whose chain ID begins with `prefix`."""
+        query = "SELECT chain_id FROM layers WHERE chain_id >= ?1 AND chain_id < ?1 || 'g'"
+        return [ChainID(chain_id) for (chain_id,) in self._database.select(query, prefix)]
 
     def all(self) -> list[LayerRecord]:
         """Every layer, oldest first."""

@@ -8,16 +8,26 @@ nothing is on deletes it, and then its parents under the same condition.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from fusestore.digest import CacheID, ChainID, DiffID, HashingReader, Readable, chain_id, new_cache_id
 from fusestore.driver.api import Driver, Held, Limits
-from fusestore.errors import DigestMismatch, LayerInUse, LayerNotFound, LayerNotRetained, MaxDepthExceeded
+from fusestore.errors import (
+    AmbiguousName,
+    DigestMismatch,
+    LayerInUse,
+    LayerNotFound,
+    LayerNotRetained,
+    MaxDepthExceeded,
+)
 from fusestore.store.layer import Layer
 from fusestore.store.metadata import LayerRecord, MetadataStore, MetadataTransaction
 from fusestore.store.tarsplit import RECORD, Writer
+
+_PREFIX = re.compile(r"[0-9a-f]{1,64}")
 
 #: moby's: "127 max in some graphdrivers plus the 2 additional layers used to create a rwlayer".
 MAX_DEPTH = 125
@@ -117,6 +127,19 @@ class RegisteredLayers:
             raise
         return self._handle(record, chain, published)
 
+    def adopt(self, record: LayerRecord) -> Layer:
+        """Name a layer that the driver has already and nobody names; a handle on it, or on the one there is.
+
+        Raises LayerNotFound for a missing parent, FileNotFoundError when the driver does not have it.
+        """
+        chain = self._metadata.chain(record.parent)
+        with self._metadata.start_transaction() as transaction:
+            present = self._metadata.find(record.chain_id)
+            held = self.driver.hold(present.cache_id if present else record.cache_id)
+            if present is None:
+                transaction.add(record)
+        return self._handle(present or record, chain, held)
+
     def _unpublish(self, cache_id: CacheID, published: Held) -> None:
         """Delete a layer whose row did not come to be."""
         published.close()
@@ -141,6 +164,25 @@ class RegisteredLayers:
         """A new handle on a layer.  Raises LayerNotFound."""
         chain = self._metadata.chain(chain_id)
         return self._handle(chain[0], chain[1:], self._hold(chain[0]))
+
+    def lookup(self, name: str) -> LayerRecord:
+        """The layer of a chain ID or of enough of it.  Raises LayerNotFound, AmbiguousName."""
+        digits = name.removeprefix("sha256:")
+        found = self._metadata.by_prefix(f"sha256:{digits}") if _PREFIX.fullmatch(digits) else []
+        if len(found) > 1:
+            raise AmbiguousName(name)
+        if not found:
+            raise LayerNotFound(name)
+        return self._metadata.get(found[0])
+
+    def delete(self, chain_id: ChainID) -> None:
+        """Delete one layer, and not what is below it.  Raises LayerNotFound, LayerInUse."""
+        with ExitStack() as stack, self._metadata.start_transaction() as transaction:
+            record = self._metadata.get(chain_id)
+            if transaction.is_needed(chain_id):
+                raise LayerInUse(chain_id, "another layer or an image is on it")
+            stack.enter_context(self.driver.removing(record.cache_id))
+            transaction.remove(chain_id)
 
     def map(self) -> dict[ChainID, LayerRecord]:
         """A snapshot of all layers.  Takes no handles."""

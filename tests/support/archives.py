@@ -1,7 +1,7 @@
 """Archives in every dialect, each with what one way of writing or ending a tar has of its own.
 
 `LAYERS` can be registered and come back byte for byte; `TOO_LONG` have names that no directory can hold;
-`TWICE` hold one path two times.
+`TWICE` hold a path two times.
 """
 
 import hashlib
@@ -107,6 +107,7 @@ LAYERS = {
         *(member(name, b"x" + name) for name in ODD), folder(b"\xe4"), member(b"\xe4/f", b"abc")
     ),
     "unclean names": tar(folder("./"), member("./a", b"a"), member("/b", b"b"), member("d//./c", b"c")),
+    "a directory twice": tar(folder("d"), member("d/f", b"abc"), folder("d", 0o700)),
     "through a symlink": tar(
         folder("usr/lib"), symlink("lib", "usr/lib"), member("lib/f", b"abc"), hard_link("lib/g", "lib/f")
     ),
@@ -145,7 +146,6 @@ TOO_LONG = {
 TWICE = {
     "hurr.txt": tar(member("hurr.txt", b"abcde"), member("./hurr.txt", b"abcde")),
     "another content": tar(member("f", b"abc"), member("f", b"defg")),
-    "a directory": tar(folder("d"), member("d/f", b"abc"), folder("d", 0o700)),
     "a file, then a symlink": tar(member("f", b"abc"), symlink("f", "elsewhere")),
 }
 

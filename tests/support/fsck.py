@@ -93,10 +93,14 @@ def _layers(home: Path, layers: dict[str, sqlite3.Row]) -> list[str]:
 
 def _rw_layers(home: Path, database: sqlite3.Connection) -> list[str]:
     wanted = database.execute(
-        """SELECT name, mount_id AS id FROM rw_layers
+        """SELECT name, mount_id FROM rw_layers
            UNION SELECT name, init_id FROM rw_layers WHERE init_id IS NOT NULL"""
     )
-    return [f"RW layer {name}: {id} is missing" for name, id in wanted if not (home / id / "diff").is_dir()]
+    return [
+        f"RW layer {name}: {mount} is missing"
+        for name, mount in wanted
+        if not (home / mount / "diff").is_dir()
+    ]
 
 
 def _images(big: Path, database: sqlite3.Connection, layers: dict[str, sqlite3.Row]) -> list[str]:

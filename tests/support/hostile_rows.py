@@ -147,6 +147,8 @@ ROWS = {
     ),
     "W3 directory": ([folder(".wh.d")], REFUSED),
     "W3 with children": ([member("d/.wh.sub/file")], REFUSED),
+    "W3 through a symlink": ([symlink("s", ".wh.d"), member("s/file")], REFUSED),
+    "W3 opaque through a symlink": ([symlink("s", ".wh..wh..opq"), member("s/file")], REFUSED),
     "W4 before": ([member(".wh.f"), member("f", b"new")], {"f": content(b"new"), ".wh.f": GONE}),
     "W4 after": ([member("f", b"new"), member(".wh.f")], {"f": content(b"new")}),
     "W5 opaque last": (

@@ -87,7 +87,9 @@ class Directories:
     def view(self) -> Iterator[MergedUnion]:
         """What somebody else finds in the directories, whoever may be changing them."""
         with ExitStack() as stack:
-            tree, *lowers = [stack.enter_context(self._layer(path)) for path in (self.upper, *self.lowers)]
+            lowers = [stack.enter_context(self._layer(path)) for path in self.lowers]
+            told = (self._ownership, self._spelling) if self._told else ()
+            tree = stack.enter_context(LayerDir(str(self.upper), *told))  # nothing is recorded of its links
             yield MergedUnion(tree, lowers)
 
     def differences(self) -> tuple[list[Change], dict[bytes, Shown]]:

@@ -158,6 +158,14 @@ ALLOWED = {
     "store.layer": {"tar_stream", "tar_writer", "driver.api", "store.metadata", "store.tarsplit"},
     "store.registered": {"driver.api", "store.layer", "store.metadata", "store.tarsplit"},
     "store.layerstore": {"driver.api", "store.metadata", "store.layer", "store.registered"},
+    "store.migration": {
+        "tar",
+        "tar_stream",
+        "store.layer",
+        "store.layerstore",
+        "store.metadata",
+        "store.tarsplit",
+    },
     "store.images": {"files", "store.database"},
     "store.storage": {
         "config",

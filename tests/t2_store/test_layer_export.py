@@ -329,11 +329,12 @@ def test_a_layer_is_read_from_another_process(layers, other_process):
     assert child.returncode == 0
 
 
-def test_a_layer_comes_back_when_its_first_register_was_killed(layers, reopened, other_process, tmp_path):
+def test_a_layer_comes_back_when_its_first_register_was_killed(layers, other_process, tmp_path):
     archive = tar(member("big", archives.NOISE * 2), *(member(f"{i}", b"%d" % i) for i in range(50)))
     (tmp_path / "layer.tar").write_bytes(archive)
     with other_process(REGISTER, tmp_path / "layer.tar") as child:
         assert child.stdout.readline() == b"half\n"
         child.send_signal(signal.SIGKILL)
     assert layers.map() == {}
-    comes_back(reopened(), archive)
+    comes_back(layers, archive)
+    layers.cleanup()

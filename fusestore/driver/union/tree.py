@@ -107,7 +107,7 @@ class Union:
     def links(self, path: bytes, entry: Entry) -> list[bytes]:
         """All visible names of the file `entry` at `path`."""
         layer = entry.layers[0]
-        names = layer.linked(path) or [path]
+        names = layer.find_links(path)
         found = [(name, self.resolve(name)) for name in names]
         return [
             n

@@ -1,0 +1,361 @@
+"""Let an operation of a layer store fail, or its process die, at every call by which it changes something.
+
+A process with the shim (support/shim.py) forks one child for each point.  The child opens a copy of the same
+store and does the operation; another one then looks at what is left, recovers, and does it again.  What must
+hold afterwards is in `Campaign._verify`; the operations are in support/scenes.py.
+
+    LD_PRELOAD=shim.so python -m support.kill_points PLACE [--driver fuse] [--scene register] [--fault kill]
+                                                     [--share N] [--again N]
+
+``--share N``: only every N-th point; ``--again N``: at every N-th point of ``kill`` kill the recovery too, at
+each of its own.  Prints a line for each campaign and each failure.
+"""
+
+import argparse
+import gc
+import json
+import mmap
+import os
+import select
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support import shim
+from support.fsck import broken, problems
+from support.scenes import DRIVERS, RECOVER, SCENES, Scene, Session, is_clean, unmount_all
+
+_PATIENCE = 60  # seconds for one child
+_KEPT = mmap.mmap(-1, 1 << 20)  # where a child leaves word without a system call
+
+
+def _say(word: object) -> None:
+    """Leave word for the parent; survives our death."""
+    data = json.dumps(word).encode()
+    _KEPT[: len(data) + 1] = data + b"\n"
+
+
+def _child(function: Callable[[], None], log: Path) -> tuple[int, object]:
+    """Run `function` in a process of its own: its status (256: it hung), and its last word."""
+    _KEPT[:5] = b"null\n"
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(fd, 2)
+            os.close(fd)
+            function()
+            status = 0
+        except BaseException:
+            shim.disarm()
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    fd = os.pidfd_open(pid)
+    hung = not select.select([fd], [], [], _PATIENCE)[0]
+    os.close(fd)
+    if hung:
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return 256 if hung else status, json.loads(_KEPT[: _KEPT.find(b"\n")])
+
+
+def _open_files() -> list[str]:
+    """What this process has open.  SQLite may keep fds of its database for later, lest it lose its locks."""
+    gc.collect()
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    found = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return sorted(name for name in found if "store.db" not in name)
+
+
+def _plain(value: object) -> object:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(value, default=repr))
+
+
+@dataclass
+class Campaign:
+    """One scene with one driver, in a directory of its own."""
+
+    place: Path
+    driver: str
+    name: str
+    failures: list[str] = field(default_factory=list)
+    points: int = 0
+    dirty: int = 0  # errors after which something was left for cleanup
+    unseen: int = 0  # faults that made no difference to the caller
+
+    def __post_init__(self) -> None:
+        self.scene: Scene = SCENES[self.name]
+        self.here, self.template, self.log = self.place / "here", self.place / "template", self.place / "log"
+        self.temporary = self.place / "tmp"
+        self.temporary.mkdir(parents=True)
+        tempfile.tempdir = str(self.temporary)
+        os.environ["TMPDIR"] = str(self.temporary)
+        self.here.mkdir()
+        self._run(lambda: self.scene.before(self._session()))
+        if self.name == "open":
+            shutil.rmtree(self.here)
+            self.here.mkdir()
+        self.here.rename(self.template)
+        self._restore()
+        self.before = self._run(lambda: _say(self._session().state()))
+        self._restore()
+        self._run(self._rehearse)
+        self.files = self._files()
+        self.result, self.after = self._run(self._answer)  # type: ignore[misc]
+
+    def _session(self) -> Session:
+        return Session(self.here, self.driver)
+
+    def _restore(self) -> None:
+        shutil.rmtree(self.here, ignore_errors=True)
+        subprocess.run(["cp", "-a", self.template, self.here], check=True)
+
+    def _run(self, function: Callable[[], None]) -> object:
+        status, word = _child(function, self.log)
+        if status:
+            raise RuntimeError(f"{self.driver}, {self.name}: {self.log.read_text()}")
+        return word
+
+    def _rehearse(self) -> None:
+        session = self._session()
+        self.scene.act(session, self.scene.grip(session))
+        session.close()
+
+    def _answer(self) -> None:
+        """What the operation says on what it has done already, and what is there then."""
+        session = self._session()
+        answer = self.scene.act(session, self.scene.grip(session))
+        _say([_plain(answer), session.state()])
+
+    # -- faults ---------------------------------------------------------------------------------------
+
+    def calls(self, fault: str, scene: Scene) -> dict[int, str]:
+        """The points of `scene` at which `fault` can happen."""
+
+        def count() -> None:
+            session = self._session()
+            grip = scene.grip(session)
+            shim.arm(fault, 0)
+            scene.act(session, grip)
+            session.close()
+            _say([[number, name] for number, name in shim.calls(fault, shim.disarm()).items()])
+
+        return dict(self._run(count))  # type: ignore[call-overload, no-any-return]
+
+    def attempt(self, fault: str, number: int, scene: Scene) -> tuple[int, object]:
+        """Do it with a fault; the status, and what the operation said: null where it did not get so far."""
+
+        def act() -> None:
+            session = self._session()
+            grip = scene.grip(session)
+            before = _open_files()
+            shim.arm(fault, number)
+            try:
+                answer = scene.act(session, grip)
+                _say({"answer": _plain(answer)})
+            except Exception as exc:
+                shim.disarm()
+                self._refused(session, exc, fault, before)
+                grip = None
+                if scene is not RECOVER:
+                    again = _plain(scene.act(session, scene.grip(session)))
+                    assert again == self.result, f"repeated at once: {again}"
+            session.close()
+            shim.disarm()
+
+        return _child(act, self.log)
+
+    def _refused(self, session: Session, exc: Exception, fault: str, before: list[str]) -> None:
+        """An error is one of the machine's, and leaves nothing behind in this process."""
+        told = f"{type(exc).__name__}: {exc}"
+        if not is_clean(exc, fault):
+            raise exc
+        traceback.clear_frames(exc.__traceback__)
+        exc.__traceback__ = None
+        _say({"error": told, "dirty": bool(problems(session.root)) if not self.scene.format_1 else False})
+        left = [name for name in _open_files() if name not in before]
+        assert not left, f"{told}: left open: {left}"
+
+    # -- afterwards -----------------------------------------------------------------------------------
+
+    def _files(self) -> dict[str, object]:
+        """Everything on disk but for the database."""
+        found = {}
+        for directory, _, names in os.walk(self.here / "store"):
+            for name in [".", *names]:
+                path = Path(directory, name)
+                st = path.lstat()
+                if not name.startswith("store.db"):
+                    content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+                    found[str(path)] = st.st_mode, st.st_mtime_ns, st.st_nlink, content
+        found.pop(str(self.here / "store" / "."), None)
+        return found
+
+    def verify(self, said: object) -> None:
+        """In a process of its own: the store is sound at once, recovers, and does what it should have done."""
+        session = self._session()
+        _sound(session.root, self.scene.format_1)
+        state = _plain(session.state())
+        if not self.scene.loose:
+            assert state in (self.before, self.after), f"neither before nor after: {_difference(state, self.before)}"
+            if isinstance(said, dict) and "answer" in said:
+                assert state == self.after, f"acknowledged and lost: {_difference(state, self.after)}"
+        elif isinstance(state, dict):
+            assert set(state) == set(self.after), "a name has gone"  # type: ignore[call-overload]
+        session.store.cleanup()
+        unmount_all(session)
+        assert problems(session.root) == [], "after cleanup"
+        if not self.scene.loose:
+            assert _plain(session.state()) == state, "cleanup has changed what is there"
+        answer = _plain(self.scene.act(session, self.scene.grip(session)))
+        assert answer == self.result, f"repeated: {answer}"
+        state = _plain(session.state())
+        assert state == self.after, f"repeated: {_difference(state, self.after)}"
+        session.close()
+        assert problems(session.root) == [], "after all"
+        known = {path.name for path in session.root.glob("*/*")}
+        counts = {path.name.removesuffix(".count") for path in session.runroot.glob("mounts/*")}
+        assert counts <= known, f"left in the runroot: {counts - known}"
+        assert list(session.runroot.glob("mnt/*")) == [], "a mountpoint is left"
+
+    def _left(self) -> list[str]:
+        """Processes, mounts and temporary files that nobody should have left."""
+        found = [f"temporary file {name}" for name in os.listdir(self.temporary)]
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        places = [line.split(" ")[4] for line in mounts if f" {self.here}/" in line]
+        found += [f"mounted: {place}" for place in places]
+        for place in places:
+            subprocess.run(["fusermount3", "-uz", place], check=False)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:  # what was orphaned is our child; who ends, ends soon
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(0.01)
+            except ChildProcessError:
+                return found
+        return [*found, "a process is left"]
+
+    def point(self, fault: str, number: int, call: str, again: bool) -> None:
+        """One point: the fault, and everything that must hold then."""
+        self._restore()
+        self.points += 1
+        where = f"{self.driver}, {self.name}: {fault} at {call}#{number}"
+        status, said = self.attempt(fault, number, self.scene)
+        told = said if isinstance(said, dict) else {}
+        died = fault in ("kill", "torn")
+        self.dirty += bool(told.get("dirty"))
+        self.unseen += not died and "answer" in told
+        if status != (-9 if died else 0):
+            self._fail(f"{where}: status {status}, {told}: {self._tail()}")
+        elif fault == "short" and "answer" not in told:
+            self._fail(f"{where}: a short write is no error, but {told}")
+        elif self.scene.reads and self._files() != self.files:
+            self._fail(f"{where}: reading has changed something")
+        if again:
+            self._kill_recovery(where, said)
+        self._look(where, said)
+
+    def _look(self, where: str, said: object) -> None:
+        status, _ = _child(lambda: self.verify(said), self.log)
+        left = self._left()
+        if status or left:
+            self._fail(f"{where} ({said}): {self._tail() if status else ''}{'; '.join(left)}")
+
+    def _kill_recovery(self, where: str, said: object) -> None:
+        """The store is as a first fault has left it: recover, and die on the way, at every point."""
+        spoiled = self.place / "spoiled"
+        shutil.rmtree(spoiled, ignore_errors=True)
+        subprocess.run(["cp", "-a", self.here, spoiled], check=True)
+        template, self.template = self.template, spoiled
+        try:
+            for number, call in self.calls("kill", RECOVER).items():
+                self._restore()
+                self.points += 1
+                self.attempt("kill", number, RECOVER)
+                self._look(f"{where}, then kill of recovery at {call}#{number}", said)
+            self._restore()
+        finally:
+            self.template = template
+
+    def _tail(self) -> str:
+        return " | ".join(self.log.read_text().strip().splitlines()[-3:])[-600:]
+
+    def _fail(self, complaint: str) -> None:
+        self.failures.append(complaint)
+        print("FAIL", complaint, flush=True)
+
+
+def _sound(root: Path, format_1: bool) -> None:
+    """No row is wrong, at the instant of the fault."""
+    if format_1:  # which has tables that fsck does not know
+        with tempfile.TemporaryDirectory() as place:
+            for path in root.glob("store.db*"):
+                shutil.copy(path, place)
+            database = sqlite3.connect(Path(place, "store.db"))
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
+            database.close()
+        assert verdict == "ok"
+        if version == 1:
+            return
+    assert broken(root) == [], "at once"
+
+
+def _difference(found: object, wanted: object) -> str:
+    assert isinstance(found, dict)
+    assert isinstance(wanted, dict)
+    names = [name for name in {*found, *wanted} if found.get(name) != wanted.get(name)]
+    return "; ".join(f"{name[:20]}: {found.get(name)}, not {wanted.get(name)}" for name in sorted(names))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("place", type=Path)
+    parser.add_argument("--driver", choices=DRIVERS, action="append")
+    parser.add_argument("--scene", choices=SCENES, action="append")
+    parser.add_argument("--fault", choices=shim.FAULTS, action="append")
+    parser.add_argument("--share", type=int, default=1)
+    parser.add_argument("--again", type=int, default=0)
+    arguments = parser.parse_args()
+    assert shim.present, "start me with the shim"
+    shim.adopt_orphans()
+    total = failed = 0
+    for scene in arguments.scene or SCENES:
+        for driver in arguments.driver or DRIVERS:
+            place = arguments.place / f"{driver} {scene}".replace(" ", "-")
+            campaign = Campaign(place, driver, scene)
+            for fault in arguments.fault or shim.FAULTS:
+                start, before, dirty, unseen = time.monotonic(), campaign.points, campaign.dirty, campaign.unseen
+                campaign._restore()
+                failures = len(campaign.failures)
+                every = list(campaign.calls(fault, campaign.scene).items())
+                for index, (number, call) in enumerate(every[:: arguments.share]):
+                    again = fault == "kill" and arguments.again and index % arguments.again == 0
+                    campaign.point(fault, number, call, bool(again))
+                seconds = time.monotonic() - start
+                print(
+                    f"{driver}, {scene}: {fault}: {campaign.points - before} points ({len(every)} in all), "
+                    f"{len(campaign.failures) - failures} failed, {campaign.dirty - dirty} left something to clean "
+                    f"up, {campaign.unseen - unseen} went unseen, {seconds:.0f} s",
+                    flush=True,
+                )
+            total += campaign.points
+            failed += len(campaign.failures)
+            shutil.rmtree(place)
+    print(f"{total} points, {failed} failed")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
