@@ -65,6 +65,31 @@ def lock(path: Path, operation: int, flags: int = 0) -> int:
     return fd
 
 
+class Hold:
+    """A lock as something to close; also a context manager."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Let go.  May be called twice.
+
+        A child that was forked meanwhile has a copy of the fd, and the lock would stay with that.
+        """
+        if self._fd >= 0:
+            if os.getpid() == self._pid:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
 @contextmanager
 def scratch(tmp: Path) -> Iterator[Path]:
     """An empty directory under the store's ``tmp/``, locked; deleted when the context ends.  Raises
@@ -74,8 +99,10 @@ def scratch(tmp: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        remove_tree(directory)
-        os.close(held)
+        try:
+            remove_tree(directory)
+        finally:
+            os.close(held)
 
 
 def make_locked(directory: Path, tmp: Path) -> int:
@@ -150,7 +177,7 @@ def remove_tree(path: Path) -> None:
 def empty_directory(top: int) -> list[bytes]:
     """Delete everything below the directory behind fd `top`; the paths that are gone.  Raises OSError."""
     directories, files = [], []
-    for path, fd, entries in _walk(top):
+    for path, fd, entries in walk(top):
         directories.append(path)
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
@@ -170,7 +197,7 @@ def tree_usage(top: int) -> tuple[int, int]:
     """
     seen: set[int] = set()
     size = inodes = 0
-    for _, _, entries in _walk(top):
+    for _, _, entries in walk(top):
         inodes += 1
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False) and entry.inode() not in seen:
@@ -179,8 +206,12 @@ def tree_usage(top: int) -> tuple[int, int]:
     return size, inodes + len(seen)
 
 
-def _walk(top: int) -> Iterator[tuple[bytes, int, list[os.DirEntry[str]]]]:
-    """Every directory at and below `top` as (path, fd, entries), parents first, however deep."""
+def walk(top: int) -> Iterator[tuple[bytes, int, list[os.DirEntry[str]]]]:
+    """Every directory at and below the fd `top` as (path, fd, entries), parents first, however deep.
+
+    Raises OSError, but not for a directory that is gone meanwhile.  The fd is good until the next one is
+    asked for.
+    """
     todo = [b""]
     for path in todo:  # grows while we walk
         try:

@@ -16,6 +16,7 @@ again.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from collections.abc import Iterator
@@ -128,7 +129,7 @@ class TarReader:
         self._padding = 0
         self._member: Member | None = None
         self._unrecorded = False  # the record has not heard of the member yet
-        self._globals: set[bytes] = set()  # names of global headers
+        self._globals: set[bytes] = set()  # digests of the names of global headers
 
     def __iter__(self) -> Iterator[Member]:
         """All members; the data of one must be taken (`chunks`) before the next is asked for."""
@@ -314,8 +315,9 @@ class TarReader:
         extensions = _Extensions()
         _parse_pax(data, extensions)
         name, _ = _names(fields, extensions)
-        if self._record is not None and name not in self._globals:
-            self._globals.add(name)
+        known = hashlib.blake2b(name, digest_size=16).digest()  # the name may have 1 MiB
+        if self._record is not None and known not in self._globals:
+            self._globals.add(known)
             self._record.member(name)
 
     def _finish(self, block: bytes, fields: tuple[bytes, ...], extensions: _Extensions) -> Member:
@@ -331,7 +333,10 @@ class TarReader:
             member.kind = DIRECTORY  # how v7, which had no type for it, spells a directory
             if _number(fields[4], "size") or records.get(b"size", b"0") != b"0":
                 raise InvalidLayer("a directory with data", member.name)
-        member.mode = _number(fields[1], "mode") & 0o7777
+        mode = _number(fields[1], "mode")
+        if not 0 <= mode < 1 << 32:
+            raise InvalidLayer(f"mode {mode} is out of range", member.name)
+        member.mode = mode & 0o7777
         member.uid = _id(records.get(b"uid"), fields[2], "uid", member.name)
         member.gid = _id(records.get(b"gid"), fields[3], "gid", member.name)
         member.mtime_ns = _time(records.get(b"mtime"), fields[5], member.name)

@@ -118,6 +118,8 @@ class Confined:
             if part == b"..":
                 path = parent(path) if path else b""
                 continue
+            if part.startswith(whiteout.PREFIX):  # out of a symlink's target
+                raise InvalidLayer("leads through the name of a whiteout", b"/".join(parts))
             below = join(path, part)
             if len(below) > PATH_LIMIT:
                 raise InvalidLayer(f"a path over the limit of {PATH_LIMIT} bytes", below)

@@ -20,6 +20,7 @@ from fusestore.digest import CacheID, Readable
 from fusestore.driver import below, mounter
 from fusestore.driver.api import Applied, Limits
 from fusestore.driver.apply import unpack
+from fusestore.driver.flush import flush
 from fusestore.driver.home import Home
 from fusestore.driver.layout import MountSpec, UpperSpec, View, write_links
 from fusestore.driver.merge import merge
@@ -28,7 +29,7 @@ from fusestore.driver.union.layerdir import LayerDir
 from fusestore.driver.union.merged import MergedUnion
 from fusestore.driver.union.tree import Union
 from fusestore.errors import LayerInUse
-from fusestore.files import filesystem_type, opened, scratch
+from fusestore.files import filesystem_type, opened, scratch, walk
 from fusestore.syscalls import RENAME_EXCHANGE, rename, syncfs
 from fusestore.tar import Record
 from fusestore.tar_stream import tar_stream
@@ -176,14 +177,13 @@ class FuseDriver(Home):
             yield MergedUnion(tree, lowers)
 
     def _flush(self, cache_id: CacheID) -> None:
-        """Have the kernel write out what programs have written into a mount of an RW layer."""
+        """Have in the directory of an RW layer what programs have written into its mounts."""
         if not self.is_read_write(cache_id):
             return
         upper = str(self.diff_directory(cache_id))
         for present in mounter.mounted(self._runroot):
             if present.alive and present.spec.upper is not None and present.spec.upper.path == upper:
-                with opened(Path(present.mountpoint)) as fd:
-                    syncfs(fd)
+                flush(present.pid, os.fsencode(upper), os.fsencode(present.mountpoint))
 
     @contextmanager
     def _pair(self, cache_id: CacheID, parent: CacheID | None) -> Iterator[tuple[Union, Union | None]]:
@@ -239,6 +239,11 @@ class FuseDriver(Home):
             if users[0] == 0 and mounter.find(mountpoint, self._runroot) is not None:
                 mounter.unmount(mountpoint, self._runroot)
 
+    def mounted(self, cache_id: CacheID) -> int:
+        """How many `get` have not been given back; none where somebody else has unmounted it."""
+        count = super().mounted(cache_id)
+        return count if mounter.find(self._mountpoint(cache_id), self._runroot) is not None else 0
+
     def _mountpoint(self, cache_id: CacheID) -> Path:
         directory = self._runroot / "mnt"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -247,10 +252,10 @@ class FuseDriver(Home):
 
 def _has_shortcuts(directory: Path) -> bool:
     """True when an upper has a file or directory that goes on in the lowers elsewhere than at its place."""
-    for _, directories, files, fd in os.fwalk(os.fsencode(directory)):
-        for name in (*directories, *files):
-            path = b"/proc/self/fd/%d/%s" % (fd, name)
-            marks = os.listxattr(path, follow_symlinks=False)
-            if any(mark.endswith((".overlay.redirect", ".overlay.metacopy")) for mark in marks):
-                return True
+    with opened(directory) as top:
+        for _, fd, entries in walk(top):
+            for entry in entries:
+                marks = os.listxattr(f"/proc/self/fd/{fd}/{entry.name}", follow_symlinks=False)
+                if any(mark.endswith((".overlay.redirect", ".overlay.metacopy")) for mark in marks):
+                    return True
     return False

@@ -28,7 +28,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from fusestore.digest import CacheID, parse_cache_id
@@ -42,6 +42,7 @@ from fusestore.driver.union.tree import Union
 from fusestore.driver.whiteout import Spelling
 from fusestore.errors import CorruptStore, LayerInUse, NotSupported
 from fusestore.files import (
+    Hold,
     fsync_directory,
     lock,
     make_locked,
@@ -55,25 +56,6 @@ from fusestore.files import (
 from fusestore.syscalls import owns_every_id, syncfs
 
 _SHORT = 26  # letters of a link's name, as in overlay2
-
-
-class Hold:
-    """A shared lock on a layer; also a context manager."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def close(self) -> None:
-        """Let go.  May be called twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Hold:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class Home:
@@ -236,8 +218,9 @@ class Home:
             fsync_directory(os.fsencode(self.links))
             fsync_directory(os.fsencode(self.path))
         except BaseException:
-            self._unlink(cache_id)
             published.rename(staged)
+            with suppress(OSError):  # what failed may be just that; `cleanup` finds it
+                self._unlink(cache_id)
             raise
         fd, _ = self._staged.pop(cache_id)
         fcntl.flock(fd, fcntl.LOCK_SH)

@@ -13,6 +13,7 @@ from typing import Any
 from fusestore.driver import whiteout
 from fusestore.driver.ownership import Ownership
 from fusestore.driver.whiteout import Spelling
+from fusestore.files import opened, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +114,16 @@ def _triples(values: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...
 
 def record_links(tree: Path, record: Path) -> None:
     """Write down which names of `tree` are one file, as the ``links`` of its layer.  Raises OSError."""
-    groups: dict[int, list[str]] = {}
-    for directory, _, names, fd in os.fwalk(tree):
-        for name in names:
-            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if st.st_nlink > 1 and not whiteout.is_device(st):
-                groups.setdefault(st.st_ino, []).append(os.path.relpath(os.path.join(directory, name), tree))
-    write_links(record, [[os.fsencode(name) for name in group] for group in groups.values()])
+    groups: dict[int, list[bytes]] = {}
+    with opened(tree) as top:
+        for path, _, entries in walk(top):
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    continue
+                st = entry.stat(follow_symlinks=False)
+                if st.st_nlink > 1 and not whiteout.is_device(st):
+                    groups.setdefault(st.st_ino, []).append(os.path.join(path, os.fsencode(entry.name)))
+    write_links(record, groups.values())
 
 
 def write_links(record: Path, groups: Iterable[Sequence[bytes]]) -> None:

@@ -120,6 +120,7 @@ class WritableOperations(Operations):
         if not self._view.fsync:
             raise _NO_SUCH_CALL  # after which the kernel does not ask any more
         try:
+            self._writable.settle(fh)
             await self._loop.aside(lambda: self._writable.fsync(fh, data_only=datasync))
         except Exception as exc:
             raise error(exc) from None

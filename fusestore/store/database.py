@@ -55,6 +55,18 @@ CREATE TABLE rw_layers (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX rw_layers_parent ON rw_layers(parent);
 
+-- An image of docker before 1.10: one layer with a random id.  size: bytes of its own files, each inode once.
+-- json: what docker says of it, as one line.
+CREATE TABLE graph_images (
+    id       TEXT PRIMARY KEY,
+    parent   TEXT REFERENCES graph_images(id),
+    cache_id TEXT NOT NULL UNIQUE,
+    size     INTEGER NOT NULL,
+    json     TEXT NOT NULL,
+    created  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX graph_images_parent ON graph_images(parent);
+
 -- An image.  id: hex digest of its configuration.  digest: of its manifest.  size: bytes of all its layers.
 CREATE TABLE images (
     id        TEXT PRIMARY KEY,

@@ -10,15 +10,26 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH
 from pathlib import Path
 
 from fusestore.digest import CacheID, ChainID, DiffID, Readable
 from fusestore.driver.api import Change, Driver, Held
-from fusestore.errors import CorruptStore, NotAParent, NotMounted, NotReproducible
+from fusestore.errors import (
+    CorruptStore,
+    LayerInUse,
+    NotAParent,
+    NotMounted,
+    NotReproducible,
+    RWLayerNotFound,
+)
+from fusestore.files import Hold, lock
 from fusestore.store.metadata import LayerRecord, MetadataStore, RWRecord
 from fusestore.store.tarsplit import RECORD, assemble
 from fusestore.tar_stream import tar_stream
 from fusestore.tar_writer import END
+
+_HANDLES = "handles"  # a file in the directory of an RW layer, locked by every handle on it
 
 #: The tar of nothing, 1,024 zero bytes (moby: ``layer.DigestSHA256EmptyTar``).
 EMPTY_DIFF_ID = DiffID("sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef")
@@ -110,6 +121,10 @@ class Layer:
         """Let go of the layer's lock; `LayerStore.release` does."""
         self._held.close()
 
+    def keep(self, held: Held) -> None:
+        """The opposite: a release has failed."""
+        self._held = held
+
     def __repr__(self) -> str:
         return f"<Layer {self.chain_id}>"
 
@@ -144,11 +159,14 @@ def is_empty(diff_id: DiffID) -> bool:
 
 
 class RWLayer:
-    """A layer that takes changes, by name.  Release it with `LayerStore.release_rw_layer`."""
+    """A layer that takes changes, by name.  Release it with `LayerStore.release_rw_layer`.
 
-    def __init__(self, record: RWRecord, held: Held | None, metadata: MetadataStore, driver: Driver) -> None:
+    When its files are gone, all methods that need them raise CorruptStore; it can be released.
+    """
+
+    def __init__(self, record: RWRecord, metadata: MetadataStore, driver: Driver) -> None:
         self.record = record
-        self.held = held
+        self._held: Held | None = None
         self._metadata, self._driver = metadata, driver
 
     @property
@@ -173,12 +191,9 @@ class RWLayer:
     def mount(self) -> Path:
         """Mount it, or count one more user of its mount; the directory.  Each has to be unmounted.
 
-        Raises CorruptStore when its files are gone, and what the driver's `get` raises.
+        Raises what the driver's `get` raises.
         """
-        try:
-            return Path(os.fsdecode(self._driver.get(self.record.mount_id)))
-        except FileNotFoundError:
-            raise self._lost() from None
+        return Path(os.fsdecode(self._driver.get(self._id())))
 
     def unmount(self) -> None:
         """Give back one `mount`; the last one takes the directory away.  Raises NotMounted."""
@@ -188,29 +203,35 @@ class RWLayer:
 
     def changes(self) -> list[Change]:
         """What has been changed since it was made, sorted by path; what its init function did is not."""
-        try:
-            return self._driver.changes(self.record.mount_id, self._below())
-        except FileNotFoundError:
-            raise self._lost() from None
+        return self._driver.changes(self._id(), self._below())
 
     def tar_stream(self) -> io.BufferedReader:
         """The changes as a layer tar, the same bytes each time."""
-        return tar_stream(self._driver.diff(self.record.mount_id, self._below()))
+        return tar_stream(self._driver.diff(self._id(), self._below()))
 
     def size(self) -> int:
         """Bytes of files in that tar."""
-        return self._driver.diff_size(self.record.mount_id, self._below())
+        return self._driver.diff_size(self._id(), self._below())
 
     def apply_diff(self, stream: Readable) -> int:
         """Carry out what the uncompressed layer tar `stream` says; bytes of files in it.
 
         Raises InvalidLayer, LayerInUse while it is mounted.
         """
-        return self._driver.apply_diff(self.record.mount_id, stream).size
+        return self._driver.apply_diff(self._id(), stream).size
 
     def metadata(self) -> dict[str, str]:
         """Where the driver keeps it; ``ID`` is its name."""
-        return {"ID": self.name} | self._driver.metadata(self.record.mount_id)
+        return {"ID": self.name} | self._driver.metadata(self._id())
+
+    def _id(self) -> CacheID:
+        """The driver's layer, which is there, as is the one below it."""
+        for cache_id in filter(None, (self.record.mount_id, self.record.init_id)):
+            if not self._driver.exists(cache_id):
+                raise CorruptStore(
+                    self.name, "the files of this RW layer are gone; release it and make another"
+                )
+        return self.record.mount_id
 
     def _below(self) -> CacheID | None:
         """The driver's layer that it is compared with."""
@@ -218,13 +239,40 @@ class RWLayer:
             return self.record.init_id
         return self._metadata.get(self.parent).cache_id
 
-    def _lost(self) -> CorruptStore:
-        return CorruptStore(self.name, "the files of this RW layer are gone; all it is good for is release")
+    def keep(self) -> None:
+        """Have all processes know of this handle.  Raises RWLayerNotFound when the layer was just deleted."""
+        held: Held | None = None
+        try:
+            held = self._lock(LOCK_SH)
+        except FileNotFoundError:  # its files are gone; all it is good for is to be released
+            pass
+        try:
+            self._metadata.get_mount(self.name)
+        except RWLayerNotFound:
+            if held is not None:
+                held.close()
+            raise
+        self._held = held
 
     def drop(self) -> None:
-        """Let go of the layer's lock; `LayerStore.release_rw_layer` does."""
-        if self.held is not None:
-            self.held.close()
+        """Let them forget it; `LayerStore.release_rw_layer` does."""
+        if self._held is not None:
+            self._held.close()
+
+    def alone(self) -> Held | None:
+        """A lock that no handle has, until it is closed; None when the files are gone.  Raises LayerInUse.
+
+        To be called inside a transaction.
+        """
+        try:
+            return self._lock(LOCK_EX | LOCK_NB)
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            raise LayerInUse(self.name, "there is another handle on it") from None
+
+    def _lock(self, operation: int) -> Held:
+        return Hold(lock(self._driver.notes(self.record.mount_id) / _HANDLES, operation, os.O_CREAT))
 
     def __repr__(self) -> str:
         return f"<RWLayer {self.name}>"

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fusestore.digest import CacheID, ChainID, new_cache_id
@@ -98,28 +98,27 @@ class LayerStore(RegisteredLayers):
     def _name(self, record: RWRecord) -> RWLayer:
         """Name a staged RW layer."""
         published: Held | None = None
+        handle = RWLayer(record, self._metadata, self.driver)
         try:
             with self._metadata.start_transaction() as transaction:
                 transaction.add_mount(record)
                 published = self.driver.publish(record.mount_id)
+                handle.keep()
         except BaseException:
+            handle.drop()
             if published is not None:
                 self._unpublish(record.mount_id, published)
             raise
-        return self._rw_handle(record, published)
-
-    def _rw_handle(self, record: RWRecord, held: Held | None) -> RWLayer:
-        handle = RWLayer(record, held, self._metadata, self.driver)
+        published.close()
         self._rw_handles.add(handle)
         return handle
 
     def get_rw_layer(self, name: str) -> RWLayer:
         """A new handle on an RW layer.  Raises RWLayerNotFound."""
-        record = self._metadata.get_mount(name)
-        held: Held | None = None
-        with suppress(FileNotFoundError):  # its files are gone; all it is good for is to be released
-            held = self.driver.hold(record.mount_id)
-        return self._rw_handle(record, held)
+        handle = self._named(name)
+        handle.keep()
+        self._rw_handles.add(handle)
+        return handle
 
     def get_mount_id(self, name: str) -> CacheID:
         """The driver's name of an RW layer.  Raises RWLayerNotFound."""
@@ -141,18 +140,38 @@ class LayerStore(RegisteredLayers):
             return []
         if handle not in self._rw_handles:
             raise LayerNotRetained(handle.name)
-        if self.driver.mounted(handle.record.mount_id):
-            raise ActiveMount(handle.name)
-        self._rw_handles.remove(handle)
-        handle.drop()
-        try:
-            return self._delete(handle.record)
-        except LayerInUse:  # another handle, here or elsewhere
-            return []
+        with self._dropped([handle]):
+            return self._delete(handle) or []
 
-    def _delete(self, record: RWRecord) -> list[Released]:
-        """Unname an RW layer and delete it.  Raises LayerInUse."""
+    @contextmanager
+    def _dropped(self, handles: list[RWLayer]) -> Iterator[None]:
+        """Take handles away, unless the context fails."""
+        for handle in handles:
+            handle.drop()
+        try:
+            yield
+        except BaseException:
+            for handle in handles:
+                with suppress(RWLayerNotFound):
+                    handle.keep()
+            raise
+        self._rw_handles.difference_update(handles)
+
+    def _delete(self, layer: RWLayer) -> list[Released] | None:
+        """Unname an RW layer and delete it; None when there are handles on it.
+
+        Raises ActiveMount, LayerInUse while another process reads it.
+        """
+        record = layer.record
         with ExitStack() as stack, self._metadata.start_transaction() as transaction:
+            try:
+                alone = layer.alone()
+            except LayerInUse:
+                return None
+            if alone is not None:
+                stack.callback(alone.close)
+            if self.driver.mounted(record.mount_id):
+                raise ActiveMount(record.name)
             for cache_id in filter(None, (record.mount_id, record.init_id)):
                 stack.enter_context(self.driver.removing(cache_id))
             transaction.remove_mount(record.name)
@@ -178,16 +197,21 @@ class LayerStore(RegisteredLayers):
         mount_label: str = "",
         init_func: InitFunction | None = None,
     ) -> RWLayer:
-        """Make an RW layer of this name, unless there is one, and mount it; a handle on it.
+        """Make an RW layer of this name, unless there is one, and mount it.
 
-        Of one that is there, the other arguments are ignored.
+        Of one that is there, the other arguments are ignored.  What comes back is no handle: the layer stays
+        until `delete_mount`, and there is nothing to release.
         """
         try:
-            handle = self.get_rw_layer(name)
+            layer = self._named(name)
         except RWLayerNotFound:
-            handle = self.create_rw_layer(name, parent, mount_label=mount_label, init_func=init_func)
-        handle.mount()
-        return handle
+            with suppress(MountNameConflict):  # another process was faster
+                made = self.create_rw_layer(name, parent, mount_label=mount_label, init_func=init_func)
+                self._rw_handles.remove(made)
+                made.drop()
+            layer = self._named(name)
+        layer.mount()
+        return layer
 
     def unmount(self, name: str) -> None:
         """Give back one mount.  Raises RWLayerNotFound, NotMounted."""
@@ -198,13 +222,13 @@ class LayerStore(RegisteredLayers):
 
         Raises RWLayerNotFound, ActiveMount while it is mounted, LayerInUse while another process has it.
         """
-        record = self._metadata.get_mount(name)
-        if self.driver.mounted(record.mount_id):
-            raise ActiveMount(name)
-        for handle in [h for h in self._rw_handles if h.record.mount_id == record.mount_id]:
-            self._rw_handles.remove(handle)
-            handle.drop()
-        return self._delete(record)
+        layer = self._named(name)
+        mine = [h for h in self._rw_handles if h.record.mount_id == layer.record.mount_id]
+        with self._dropped(mine):
+            released = self._delete(layer)
+            if released is None:
+                raise LayerInUse(name, "another process has a handle on it")
+        return released
 
     def changes(self, name: str) -> list[Change]:
         """What has been changed in an RW layer.  Raises RWLayerNotFound."""
@@ -215,8 +239,8 @@ class LayerStore(RegisteredLayers):
         return self._named(name).metadata()
 
     def _named(self, name: str) -> RWLayer:
-        """An RW layer for the length of one call."""
-        return RWLayer(self._metadata.get_mount(name), None, self._metadata, self.driver)
+        """An RW layer, without keeping anybody from deleting it."""
+        return RWLayer(self._metadata.get_mount(name), self._metadata, self.driver)
 
 
 def log_released(released: Sequence[Released]) -> None:

@@ -238,7 +238,8 @@ class LayerMetadata:
     def owned(self) -> set[CacheID]:
         """Every layer of the driver that a row names."""
         query = """SELECT cache_id FROM layers UNION SELECT mount_id FROM rw_layers
-                   UNION SELECT init_id FROM rw_layers WHERE init_id IS NOT NULL"""
+                   UNION SELECT init_id FROM rw_layers WHERE init_id IS NOT NULL
+                   UNION SELECT cache_id FROM graph_images"""
         return {CacheID(cache_id) for (cache_id,) in self._database.select(query)}
 
 

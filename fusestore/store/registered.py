@@ -195,9 +195,15 @@ class RegisteredLayers:
         """
         if layer not in self._handles:
             raise LayerNotRetained(layer.chain_id)
-        self._handles.remove(layer)
         layer.drop()
-        return self.delete_unneeded(layer.chain_id)
+        try:
+            released = self.delete_unneeded(layer.chain_id)
+        except BaseException:
+            with suppress(LayerNotFound):
+                layer.keep(self._hold(layer.record))
+            raise
+        self._handles.remove(layer)
+        return released
 
     def delete_unneeded(self, chain_id: ChainID | None, stack: ExitStack | None = None) -> list[Released]:
         """Delete the layer unless somebody needs it, then its parent likewise, and so on down.

@@ -19,6 +19,7 @@ from __future__ import annotations
 import binascii
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple, Protocol, cast
@@ -40,6 +41,8 @@ _LEVEL = 1  # 2.9 % of the JSON stay, as with 2; zlib's 1 is ten times slower an
 _ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _DAMAGE = (EOFError, zlib.error, _ISAL_ERROR, igzip.BadGzipFile)
 
+_PLAIN = re.compile(rb"[ !#-%'-;=?-\[\]-~]+")  # printable ASCII but " & < > and backslash
+
 #: What Go's encoding/json escapes besides what JSON demands; ``\\u007f`` and the like stay raw in both.
 _GO_ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
@@ -59,13 +62,14 @@ class Writer:
 
     def raw(self, data: bytes) -> None:
         """Bytes that no file holds."""
-        while (room := _SEGMENT_LIMIT - self._raw_size) <= len(data):
-            self._raw.append(data[:room])
-            self._raw_size += room
-            self._segment()
-            data = data[room:]
         self._raw.append(data)
         self._raw_size += len(data)
+        while self._raw_size >= _SEGMENT_LIMIT:
+            rest = b"".join(self._raw)
+            self._raw[:] = [rest[:_SEGMENT_LIMIT]]
+            self._segment()
+            self._raw.append(rest[_SEGMENT_LIMIT:])
+            self._raw_size = len(self._raw[0])
 
     def member(self, name: bytes) -> None:
         """A member without content in a file."""
@@ -121,6 +125,8 @@ class Writer:
 
 def _named(name: bytes) -> bytes:
     """The name as JSON fields, in Go's spelling; ``name_raw`` where it is not UTF-8."""
+    if _PLAIN.fullmatch(name):  # nearly always; 0.3 us instead of 3
+        return b'"name":"%s",' % name
     if not name:
         return b""
     try:
@@ -169,7 +175,7 @@ def _lines(record: IO[bytes]) -> IO[bytes]:
 def _entries(record: IO[bytes], what: str) -> Iterator[_Entry]:
     try:
         for line in _lines(record):
-            fields = json.loads(line)
+            fields = json.loads(line.decode())
             raw = fields.get("name_raw")
             name = binascii.a2b_base64(raw) if raw else fields.get("name", "").encode()
             payload = binascii.a2b_base64(fields["payload"] or "")

@@ -22,6 +22,8 @@ _ALWAYS = ("created", "container_config", "size")
 _KEYS = {"size": "Size"}
 _KINDS = {"container_config": dict, "config": dict, "size": int}
 
+_NEVER = "0001-01-01T00:00:00Z"  # Go's zero time
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class V1Image:
@@ -34,7 +36,7 @@ class V1Image:
     id: str
     parent: str = ""
     comment: str = ""
-    created: str = "0001-01-01T00:00:00Z"
+    created: str = _NEVER
     container: str = ""
     container_config: Mapping[str, Any] = field(default_factory=dict)
     docker_version: str = ""
@@ -46,10 +48,10 @@ class V1Image:
 
     def to_json(self) -> str:
         """As Go's encoder would write it but for the escapes: one line with its newline."""
-        shown = {name: getattr(self, name) for name in (f.name for f in fields(self))}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         kept = {
             _KEYS.get(name, name): value
-            for name, value in shown.items()
+            for name, value in values.items()
             if name in _ALWAYS or value not in ("", None)
         }
         return json.dumps(kept, separators=(",", ":")) + "\n"
@@ -64,8 +66,8 @@ class V1Image:
             document = json.loads(text, parse_constant=_no_constant)
             if not isinstance(document, dict):
                 raise ValueError("not an object")
-            found = {name: _value(document, name) for name in (f.name for f in fields(cls))}
-            datetime.fromisoformat(found["created"] or cls.created)
+            found = {f.name: _value(document, f.name) for f in fields(cls)}
+            datetime.fromisoformat(found["created"] or _NEVER)
         except (ValueError, RecursionError) as exc:
             raise InvalidImage("image JSON", str(exc)) from None
         return cls(**{name: value for name, value in found.items() if value is not None})

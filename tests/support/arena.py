@@ -1,15 +1,18 @@
 """A place to unpack hostile tars in: a lower layer, a canary beside, and what must hold after each tar.
 
 Success or `InvalidLayer`; the canary and the lower layer as they were; no fd left open; and what was accepted
-is harmless on disk and can be walked and read to the last file.
+is harmless on disk, can be walked and read to the last file, and gives the tar back unless it says it cannot.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
-from contextlib import ExitStack
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from support.layers import tree, union_of, unpacked
@@ -18,10 +21,12 @@ from support.tars import CHAR, Stream, folder, hard_link, member, symlink, tar
 from fusestore.driver.api import Limits
 from fusestore.driver.apply import Unpacked, unpack
 from fusestore.driver.below import Layers, Nothing
+from fusestore.driver.getter import DiffGetter
 from fusestore.driver.ownership import Ownership
 from fusestore.driver.whiteout import Spelling
 from fusestore.errors import InvalidLayer
 from fusestore.files import remove_tree
+from fusestore.store.tarsplit import Writer, assemble
 
 LOWER = tar(
     folder("./"),
@@ -74,6 +79,35 @@ def harmful(directory: Path) -> list[str]:
     return found
 
 
+class Pieces:
+    """A stream made while it is read, so that a bomb takes no room here."""
+
+    def __init__(self, members: Iterable[bytes]) -> None:
+        self._pieces, self._rest = iter(members), b""
+
+    def read(self, size: int, /) -> bytes:
+        while len(self._rest) < size and (piece := next(self._pieces, None)) is not None:
+            self._rest += piece
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
+
+@contextmanager
+def bounded(*, seconds: float = 5, size: int = 64 << 20) -> Iterator[None]:
+    """What is done meanwhile may take so much of the processor's time, and so much memory more than before."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak begins here
+    memory, began = _peak(), time.process_time()
+    yield
+    assert time.process_time() - began <= seconds
+    assert _peak() - memory <= size
+
+
+def _peak() -> int:
+    with open("/proc/self/status") as status:
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+
+
 class Canary:
     """A directory that nobody may touch."""
 
@@ -118,9 +152,12 @@ class Arena:
         self._layer.mkdir()
         try:
             below = Layers(self._below) if on_lower else Nothing()
+            record = io.BytesIO()
             arguments = Stream(data), os.fsencode(self._layer), below
-            found = unpack(*arguments, **self._how, limits=LIMITS)
+            found = unpack(*arguments, **self._how, limits=LIMITS, record=Writer(record))
             self._look(found, on_lower)
+            if found.reproducible:
+                self._assemble(record, data)
             return found
         except InvalidLayer as exc:
             if not str(exc).isprintable():
@@ -129,6 +166,12 @@ class Arena:
         finally:
             remove_tree(self._layer)
             assert len(os.listdir("/proc/self/fd")) == fds, "an fd was left open"
+
+    def _assemble(self, record: io.BytesIO, data: bytes) -> None:
+        """What can be put together again is."""
+        record.seek(0)
+        with closing(DiffGetter(os.fsencode(self._layer), self._how["ownership"], ExitStack())) as files:
+            assert b"".join(assemble(record, files, "the layer")) == data
 
     def _look(self, found: Unpacked, on_lower: bool) -> None:
         """What was accepted is harmless on disk, and can be walked and read."""

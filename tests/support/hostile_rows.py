@@ -253,6 +253,10 @@ ROWS = {
         lambda: repeat(header(b"n", kind=b"L", magic=GNU, size=MIB - 1) + b"n" * MIB, 100),
         REFUSED,
     ),
+    "S8 global names": (
+        lambda: (pax([("path", f"{i}" + "n" * (MIB - 50))], b"g") + member("d/.wh.none") for i in range(150)),
+        {"f": content(b"lower")},
+    ),
     "S8 pax": (lambda: chain([header(b"n", kind=b"x", size=64 * MIB)], repeat(bytes(MIB), 64)), REFUSED),
     "S8 sparse map": (
         lambda: chain(

@@ -16,6 +16,7 @@ import gc
 import json
 import mmap
 import os
+import re
 import select
 import shutil
 import signal
@@ -33,6 +34,7 @@ from support import shim
 from support.fsck import broken, problems
 from support.scenes import DRIVERS, RECOVER, SCENES, Scene, Session, is_clean, unmount_all
 
+_ID = re.compile("[0-9a-f]{20,}")
 _PATIENCE = 60  # seconds for one child
 _KEPT = mmap.mmap(-1, 1 << 20)  # where a child leaves word without a system call
 
@@ -118,7 +120,8 @@ class Campaign:
         return Session(self.here, self.driver)
 
     def _restore(self) -> None:
-        shutil.rmtree(self.here, ignore_errors=True)
+        if self.here.exists():
+            shutil.rmtree(self.here)
         subprocess.run(["cp", "-a", self.template, self.here], check=True)
 
     def _run(self, function: Callable[[], None]) -> object:
@@ -167,9 +170,8 @@ class Campaign:
             except Exception as exc:
                 shim.disarm()
                 self._refused(session, exc, fault, before)
-                grip = None
                 if scene is not RECOVER:
-                    again = _plain(scene.act(session, scene.grip(session)))
+                    again = _plain(scene.act(session, grip))
                     assert again == self.result, f"repeated at once: {again}"
             session.close()
             shim.disarm()
@@ -233,9 +235,8 @@ class Campaign:
         """Processes, mounts and temporary files that nobody should have left."""
         found = [f"temporary file {name}" for name in os.listdir(self.temporary)]
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        places = [line.split(" ")[4] for line in mounts if f" {self.here}/" in line]
-        found += [f"mounted: {place}" for place in places]
-        for place in places:
+        for place in [line.split(" ")[4] for line in mounts if f" {self.here}/" in line]:
+            found.append(f"mounted: {place}")
             subprocess.run(["fusermount3", "-uz", place], check=False)
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:  # what was orphaned is our child; who ends, ends soon
@@ -289,9 +290,10 @@ class Campaign:
             self.template = template
 
     def _tail(self) -> str:
-        return " | ".join(self.log.read_text().strip().splitlines()[-3:])[-600:]
+        return " | ".join(self.log.read_text().strip().splitlines()[-2:])[-600:]
 
     def _fail(self, complaint: str) -> None:
+        complaint = _ID.sub("...", complaint.replace(str(self.place), ""))
         self.failures.append(complaint)
         print("FAIL", complaint, flush=True)
 

@@ -1,6 +1,6 @@
 """What a layer changes, found in the most obvious way: walk two whole trees and compare everything.
 
-Nothing is left out, and layers, inode numbers and directories that both have in common mean nothing here.  The
+Nothing is left out; layers, inode numbers and directories that both have in common mean nothing here.  The
 rules are containers/storage's (`support.filesystem_model.expected_changes`), times to the nanosecond.
 """
 

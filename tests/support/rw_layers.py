@@ -13,6 +13,21 @@ def unmount_all(runroot: Path) -> None:
         mounter.unmount(Path(mounted.mountpoint), runroot, force=True)
 
 
+def tidied(reopened, runroot: Path):
+    """For a fixture: opens stores like `reopened`; in the end nothing is mounted, and no handle has an fd."""
+    stores = []
+
+    def again():
+        stores.append(reopened())
+        return stores[-1]
+
+    yield again
+    unmount_all(runroot)
+    for store in stores:
+        for handle in (*store._handles, *store._rw_handles):
+            handle.drop()
+
+
 def create_layer(store, parent, change, name="a layer in the making"):
     """Register what `change` does in an RW layer on `parent` (moby's createLayer, layer_test.go)."""
     rw = store.create_rw_layer(name, parent)

@@ -17,7 +17,7 @@ from support.tars import CHAR, Stream, folder, hard_link, member, symlink, tar
 from fusestore.digest import new_cache_id
 from fusestore.driver.fuse import FuseDriver
 from fusestore.driver.vfs import VfsDriver
-from fusestore.errors import MountNameConflict
+from fusestore.errors import CorruptStore, MountNameConflict
 from fusestore.store.database import Database
 from fusestore.store.layer import Layer, RWLayer
 from fusestore.store.layerstore import LayerStore
@@ -45,6 +45,7 @@ MIDDLE = tar(member("m", b"m" * 99), folder("e", 0o700))
 TOP = tar(
     member(".wh.x"), hard_link("h", "d/a"), folder("d"), member("d/.wh..wh..opq"), member("d/b", b"2"), folder("t")
 )
+_FORMAT_1 = ("settings", "layers", "images", "names", "big_data")
 #: What is done to an RW layer first, and then.
 CHANGES = tar(member("was", b"a file now"), member(".wh.gone"), member("own/x", b"x"), member("m", b"new"))
 MORE = tar(
@@ -169,6 +170,14 @@ def _with_rw(session: Session) -> RWLayer:
     return rw
 
 
+def _base(session: Session) -> Layer:
+    return next(session.store.get(name) for name, record in session.store.map().items() if not record.parent)
+
+
+def _register_top(session: Session, base: Layer) -> object:
+    return session.store.register(Stream(TOP), base.chain_id).chain_id
+
+
 def _init(path: Path) -> None:
     (path / "e" / "hosts").write_bytes(b"127.0.0.1\n")
     (path / "was" / "low").unlink()
@@ -223,10 +232,10 @@ def _old(session: Session) -> None:
     session.close()
     for record in session.root.glob("*/*/tar-split.json.gz"):
         record.unlink()
-    with sqlite3.connect(session.root / "store.db") as database:
-        database.executescript(
-            "DROP TABLE rw_layers; ALTER TABLE layers DROP COLUMN descriptor; PRAGMA user_version = 1"
-        )
+    database = sqlite3.connect(session.root / "store.db")
+    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    newer = "".join(f"DROP TABLE {name};" for name in tables if name not in _FORMAT_1)
+    database.executescript(f"{newer} ALTER TABLE layers DROP COLUMN descriptor; PRAGMA user_version = 1")
     database.close()
 
 
@@ -259,12 +268,8 @@ SCENES = {
     "open": Scene(lambda s, _: s.store.driver_name(), grip=lambda _: None),
     "migrate": Scene(lambda s, _: len(s.store.map()), _old, lambda _: None, format_1=True),
     "register base": Scene(lambda s, _: s.register(BASE)[0].chain_id),
-    "register child": Scene(
-        lambda s, base: s.store.register(Stream(TOP), base.chain_id).chain_id,
-        lambda s: s.register(BASE),
-        lambda s: s.store.get("sha256:" + hashlib.sha256(BASE).hexdigest()),
-    ),
-    "register existing": Scene(lambda s, _: s.register(BASE, TOP)[1].chain_id, lambda s: s.register(BASE, TOP)),
+    "register child": Scene(_register_top, lambda s: s.register(BASE), _base),
+    "register existing": Scene(_register_top, lambda s: s.register(BASE, TOP), _base),
     "commit": Scene(lambda s, rw: s.store.commit(rw).chain_id, _worked, Session.rw),
     "release": Scene(_release, lambda s: s.register(BASE, MIDDLE, TOP), _top_or_none),
     "create": Scene(_create, lambda s: s.register(BASE, MIDDLE, TOP), Session.top),
@@ -283,8 +288,8 @@ RECOVER = Scene(lambda s, _: s.store.cleanup(), grip=lambda _: None)
 
 def is_clean(exc: BaseException, fault: str) -> bool:
     """True for an error that says what the machine has refused."""
-    if not isinstance(exc, OSError):
-        return False
+    if not isinstance(exc, OSError):  # SQLite calls a read that fails a damage
+        return fault == "EIO" and isinstance(exc, CorruptStore) and "store.db" in str(exc)
     return exc.errno == getattr(errno, fault, None) or "store.db" in str(exc)
 
 

@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -147,6 +148,18 @@ WRAP(int, -1, OPEN, dup, (int d), (d))
 WRAP(int, -1, OPEN, socket, (int a, int b, int c), (a, b, c))
 WRAP(int, -1, OPEN, socketpair, (int a, int b, int c, int d[2]), (a, b, c, d))
 WRAP(int, -1, OPEN, pipe2, (int d[2], int f), (d, f))
+
+/* A disk that had no space for a call says so too. */
+#define ROOM(name, params, args)                                   \
+    int name params {                                                    \
+        static typeof(&name) real;                                       \
+        if (!real) real = REAL(name);                                    \
+        int result = real args;                                          \
+        if (armed && fault == ENOSPC && wanted && count >= wanted) st->f_bavail = st->f_favail = 0; \
+        return result;                                                   \
+    }
+ROOM(statvfs64, (const char *path, struct statvfs64 *st), (path, st))
+ROOM(fstatvfs64, (int fd, struct statvfs64 *st), (fd, st))
 
 #define OPENS(name, params, last, args)                                  \
     int name params {                                                    \

@@ -1,4 +1,4 @@
-"""Whatever bytes are registered as a layer: the store then has the layer, or is as it was."""
+"""Whatever bytes are registered: the store then has the layer, and its tar for who asks, or is as it was."""
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ from support.tars import Stream
 
 from fusestore.driver.fuse import FuseDriver
 from fusestore.driver.vfs import VfsDriver
-from fusestore.errors import InvalidLayer
+from fusestore.errors import InvalidLayer, NotReproducible
 from fusestore.store.database import Database
 from fusestore.store.layerstore import LayerStore
 from fusestore.store.metadata import LayerMetadata
@@ -53,5 +53,11 @@ def test_wild_archives(store, random, change, on_lower):
         with driver.union(layer.record.cache_id) as union:
             tree(union)
         assert harmful(driver.path) == []
+        if layer.reproducible:
+            with layer.tar_stream() as stream:
+                assert stream.read() == archive
+        else:
+            with pytest.raises(NotReproducible):
+                layer.tar_stream()
         store.release(layer)
     assert problems(root) == []

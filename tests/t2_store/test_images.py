@@ -164,7 +164,7 @@ def test_lookup_by_digest(store):
 
 def test_ambiguous_prefixes(store):
     first, second = with_id(store, "a1"), with_id(store, "a2")
-    with pytest.raises(AmbiguousName, match="more than one image"):
+    with pytest.raises(AmbiguousName, match="more than one"):
         store.lookup("a")
     assert store.lookup("a1") == first
     assert store.lookup("a2") == second

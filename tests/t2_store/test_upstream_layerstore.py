@@ -9,7 +9,7 @@ the drivers' conformance).
 import os
 
 import pytest
-from support.rw_layers import create_layer, put_file, unmount_all
+from support.rw_layers import create_layer, put_file, tidied
 from support.tars import END, Stream, folder, member, tar
 
 from fusestore.driver.api import ChangeKind
@@ -20,8 +20,7 @@ from fusestore.store.tarsplit import RECORD
 
 @pytest.fixture
 def reopened(reopened, runroot):
-    yield reopened
-    unmount_all(runroot)
+    yield from tidied(reopened, runroot)
 
 
 def chain_of(store, *archives, parent=None):

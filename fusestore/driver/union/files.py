@@ -146,6 +146,12 @@ class FilesUnion(RaisingUnion):
         self._written(target)
         return os.copy_file_range(source, target, length, start, offset)
 
+    def settle(self, handle: int) -> None:
+        """All that the kernel had for an open file has come; it is to have the time that the kernel says."""
+        node = self._handles[handle][0]
+        if node.live is not None:
+            self._keep_mtime(node, node.live, handle)
+
     def fsync(self, handle: int, *, data_only: bool) -> None:
         """Make an open file durable."""
         if data_only:

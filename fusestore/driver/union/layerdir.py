@@ -296,7 +296,11 @@ class LayerDir:
 
     def _find_links(self) -> dict[bytes, list[bytes]]:
         groups: dict[int, list[bytes]] = {}
-        for directory, _, names, fd in os.fwalk(b".", dir_fd=self.fd):
+
+        def give_up(exc: OSError) -> None:
+            raise exc
+
+        for directory, _, names, fd in os.fwalk(b".", onerror=give_up, dir_fd=self.fd):
             for name in names:
                 st = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 if st.st_nlink > 1:
