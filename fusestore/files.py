@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -176,18 +176,20 @@ def remove_tree(path: Path) -> None:
 
 def empty_directory(top: int) -> list[bytes]:
     """Delete everything below the directory behind fd `top`; the paths that are gone.  Raises OSError."""
-    directories, files = [], []
-    for path, fd, entries in walk(top):
-        directories.append(path)
+    gone: list[bytes] = []
+
+    def leave(above: int, name: str, path: bytes) -> None:
+        gone.append(path)
+        with suppress(FileNotFoundError):
+            os.rmdir(name, dir_fd=above)
+
+    for path, fd, entries in walk(top, leave):
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
-                files.append(os.path.join(path, os.fsencode(entry.name)))
+                gone.append(os.path.join(path, os.fsencode(entry.name)))
                 with suppress(FileNotFoundError):
                     os.unlink(entry.name, dir_fd=fd)
-    for path in reversed(directories[1:]):
-        with suppress(FileNotFoundError):
-            os.rmdir(path, dir_fd=top)
-    return directories[1:] + files
+    return gone
 
 
 def tree_usage(top: int) -> tuple[int, int]:
@@ -206,28 +208,61 @@ def tree_usage(top: int) -> tuple[int, int]:
     return size, inodes + len(seen)
 
 
-def walk(top: int) -> Iterator[tuple[bytes, int, list[os.DirEntry[str]]]]:
-    """Every directory at and below the fd `top` as (path, fd, entries), parents first, however deep.
+def walk(
+    top: int, leave: Callable[[int, str, bytes], None] | None = None
+) -> Iterator[tuple[bytes, int, list[os.DirEntry[str]]]]:
+    """Every directory at and below the fd `top` as (path, fd, entries), parents first.
 
-    Raises OSError, but not for a directory that is gone meanwhile.  The fd is good until the next one is
-    asked for.
+    The fd is good until the next one is asked for.  When all below a directory is done, `leave` gets the fd
+    of its parent, its name and its path.  Raises OSError, but not for directories that are gone meanwhile.
+    Goes down and up by single steps, so a directory costs the same however deep it is.
     """
-    todo = [b""]
-    for path in todo:  # grows while we walk
+    here, path = os.dup(top), b""
+    todo: list[list[str]] = []
+    try:
+        while True:
+            entries = list(os.scandir(here))
+            todo.append([entry.name for entry in entries if entry.is_dir(follow_symlinks=False)])
+            yield path, here, entries
+            below = None
+            while below is None:
+                while not todo[-1]:
+                    todo.pop()
+                    if not todo:
+                        return
+                    left, path = path, path.rpartition(b"/")[0]
+                    here = _up(top, here, path)
+                    if leave is not None:
+                        leave(here, os.fsdecode(left.rpartition(b"/")[2]), left)
+                name = todo[-1].pop()
+                below = _down(here, name)
+            os.close(here)
+            here, path = below, os.path.join(path, os.fsencode(name))
+    finally:
+        os.close(here)
+
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _down(here: int, name: str) -> int | None:
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=here)
+    except FileNotFoundError:
+        return None
+
+
+def _up(top: int, here: int, parent: bytes) -> int:
+    """The directory `parent`, in which the one behind `here` is, which is closed."""
+    try:
+        above = os.open("..", _DIRECTORY, dir_fd=here)
+    except FileNotFoundError:  # `here` is gone: somebody else deletes the same tree
         try:
-            fd = os.open(
-                path or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top
-            )
+            above = os.open(parent or b".", _DIRECTORY, dir_fd=top)
         except FileNotFoundError:
-            continue
-        try:
-            entries = list(os.scandir(fd))
-            todo += [
-                os.path.join(path, os.fsencode(e.name)) for e in entries if e.is_dir(follow_symlinks=False)
-            ]
-            yield path, fd, entries
-        finally:
-            os.close(fd)
+            return here  # in which no name is found any more, as in its parent
+    os.close(here)
+    return above
 
 
 def filesystem_type(path: Path) -> str:

@@ -281,6 +281,9 @@ class TarReader:
                 break
             extended = extended or flag != b"g"
             self._extension(flag, fields, extensions)
+            if flag == b"g":  # a member of its own, as for Go: what came before it was about it
+                size, extensions = extensions.size, _Extensions()
+                extensions.size = size
         member = self._finish(block, fields, extensions)
         self._member = member
         self._unrecorded = True
@@ -481,15 +484,27 @@ def _names(fields: tuple[bytes, ...], extensions: _Extensions) -> tuple[bytes, b
     name = fields[0].partition(b"\0")[0]
     link = fields[8].partition(b"\0")[0]
     magic = fields[9]
-    if magic.startswith(b"ustar\0") and (prefix := fields[14].partition(b"\0")[0]):
+    prefix = fields[14].partition(b"\0")[0]
+    if prefix and (magic.startswith(b"ustar\0") or _has_go_prefix(magic, fields[14])):
         name = prefix + b"/" + name
     records = extensions.records
     for long, key in ((extensions.long_name, b"path"), (extensions.long_link, b"linkpath")):
         if long is not None and key in records and records[key] != long:
             raise InvalidLayer("a GNU long name and a PAX path that differ", long)
-    name = extensions.long_name if extensions.long_name is not None else name
-    link = extensions.long_link if extensions.long_link is not None else link
+    name, link = extensions.long_name or name, extensions.long_link or link
     return records.get(b"path", name), records.get(b"linkpath", link)
+
+
+def _has_go_prefix(magic: bytes, field: bytes) -> bool:
+    """Go before 1.9 wrote ustar's prefix under GNU's magic, where GNU tar has its atime and ctime."""
+    if not magic.startswith(_GNU_MAGIC[:6]) or not field.partition(b"\0")[0].isascii():
+        return False
+    try:
+        _number(field[:12], "atime")
+        _number(field[12:24], "ctime")
+    except InvalidLayer:
+        return True
+    return False
 
 
 def _parse_pax(data: bytes, extensions: _Extensions) -> None:

@@ -28,11 +28,13 @@ class Limits:
     """How much a layer may unpack to before it is refused as hostile (reliability.md S7-S9).
 
     `size`: bytes of file content and xattrs, holes not counted.  `entries`: members of the tar, and
-    directories that they only imply; each takes about 0.2 kB of memory.
+    directories that they only imply.  `memory`: bytes that may be needed to remember the paths of
+    directories, whiteouts and hard links until the end; the largest image we know needs 40 MB.
     """
 
     size: int = 1 << 40
     entries: int = 5_000_000
+    memory: int = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)

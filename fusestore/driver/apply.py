@@ -67,6 +67,7 @@ _FAULTS_OF_THE_INPUT = (
     errno.EINVAL,  # an xattr of the kernel's own that makes no sense
     errno.EOPNOTSUPP,
 )
+_PER_PATH = 150  # bytes that Python needs for a path in a dict, besides its letters
 _XATTR_NAME_LIMIT = 255
 _XATTR_VALUE_LIMIT = 1 << 16
 _DEFAULT_DIRECTORY_MODE = stat.S_IFDIR | 0o755
@@ -135,12 +136,13 @@ class _Unpacker:
         self.tree = Confined(root, ownership, self._imply)
         self._below, self._ownership, self._spelling, self._limits = below, ownership, spelling, limits
         self._result = Unpacked()
-        self._written = self._made = 0  # for the limits: bytes, and entries with implied directories
+        # For the limits: bytes, entries with implied directories, bytes of paths.
+        self._written = self._made = self._remembered = 0
         self._directories: dict[bytes, int | None] = {b"": None}  # mtime in ns; None: only implied
         self._groups: dict[bytes, list[bytes]] = {}  # path -> all names of that inode
         self._copies: dict[bytes, list[bytes]] = {}  # name below -> all names of the file's copy here
-        self._whiteouts: list[list[bytes]] = []
-        self._opaque: list[list[bytes]] = []
+        self._whiteouts: set[bytes] = set()  # as the tar has them, but for the marks
+        self._opaque: set[bytes] = set()
         self._replaced = False
         self._make = {
             REGULAR: self._file,
@@ -171,6 +173,12 @@ class _Unpacker:
         self._made += 1
         if self._made > self._limits.entries:
             raise InvalidLayer(f"more than {self._limits.entries} entries")
+
+    def _remember(self, path: bytes) -> None:
+        """One more path is kept to the end."""
+        self._remembered += len(path) + _PER_PATH
+        if self._remembered > self._limits.memory:
+            raise InvalidLayer(f"more than {self._limits.memory} bytes of names", path)
 
     def _count(self, size: int, name: bytes) -> None:
         """`size` more bytes are going to be written."""
@@ -214,12 +222,20 @@ class _Unpacker:
             return False
         if marker is Marker.OPAQUE:
             if member.kind is REGULAR:
-                self._opaque.append(parts[:-1])
+                self._note_mark(self._opaque, parts[:-1])
             return True
         if member.kind is not REGULAR:
             raise InvalidLayer("a whiteout must be a regular file", member.name)
-        self._whiteouts.append([*parts[:-1], target])
+        self._note_mark(self._whiteouts, [*parts[:-1], target])
         return True
+
+    def _note_mark(self, marks: set[bytes], parts: list[bytes]) -> None:
+        path = b"/".join(parts)
+        if path in marks:
+            self._reader.unname()
+            return
+        self._remember(path)
+        marks.add(path)
 
     def _file(self, member: Member, fd: int, path: bytes) -> None:
         file = own.create_file(fd, base(path))
@@ -253,6 +269,8 @@ class _Unpacker:
                 for name in os.listxattr(fd):
                     os.removexattr(fd, name)
             own.describe(fd, metadata, self._ownership)
+        if path not in self._directories:
+            self._remember(path)
         self._directories[path] = metadata.mtime_ns
 
     def _symlink(self, member: Member, fd: int, path: bytes) -> None:
@@ -291,6 +309,7 @@ class _Unpacker:
 
     def _join_group(self, known: bytes, new: bytes) -> None:
         group = self._groups.setdefault(known, [known])
+        self._remember(new)
         group.append(new)
         self._groups[new] = group
 
@@ -305,6 +324,9 @@ class _Unpacker:
             if lower.fd >= 0:
                 os.close(lower.fd)
         self._result.size += lower.size
+        for name in lower.names:  # which it is going to have here too
+            self._count_entry()
+            self._remember(name)
         self._groups[path] = [path]
         self._copies.update(dict.fromkeys(lower.names, self._groups[path]))
 
@@ -360,6 +382,7 @@ class _Unpacker:
 
     def _imply(self, path: bytes) -> None:
         self._count_entry()
+        self._remember(path)
         self._directories[path] = None
 
     def _finish(self) -> Unpacked:
@@ -393,12 +416,12 @@ class _Unpacker:
                 self.tree.link(copies[0], name)
                 self._join_group(copies[0], name)
 
-    def _marked(self, marks: list[list[bytes]]) -> set[bytes]:
+    def _marked(self, marks: set[bytes]) -> set[bytes]:
         """The paths that markers speak of; below what is no directory here, there is nothing to hide."""
         found = set()
-        for parts in marks:
+        for path in marks:
             with suppress(InvalidLayer):
-                found.add(self.tree.locate(parts))
+                found.add(self.tree.locate(path.split(b"/") if path else []))
         return found
 
     def _wants_opaque(self, path: bytes, hidden: _Hidden) -> bool:

@@ -27,6 +27,8 @@ PATH_LIMIT = 4096 - 128
 LINK_LIMIT = 4095
 NAME_LIMIT = 255
 _MAX_LINKS = 40  # as the kernel
+_MAX_STEPS = 8192  # components on the way, symlinks' included; a path has at most 1,984
+_KNOWN_PATHS = 4096
 _OPEN_DIRECTORIES = 128  # fds kept; tars list a directory's files together, so almost all steps hit
 
 
@@ -100,6 +102,8 @@ class Confined:
         path = self._canonical.get(raw)
         if path is None:
             path = self._walk(parts, create=True)
+            if len(self._canonical) >= _KNOWN_PATHS:
+                self._canonical.clear()
             self._canonical[raw] = path
         return self._open(path), path
 
@@ -110,9 +114,13 @@ class Confined:
         return join(self._walk(parts[:-1], create=False), parts[-1])
 
     def _walk(self, parts: list[bytes], *, create: bool) -> bytes:
-        path, todo, links = b"", parts[::-1], 0
+        path, todo, links, steps = b"", parts[::-1], 0, 0
+        absent: bytes | None = None  # below this there is nothing
         while todo:
             part = todo.pop()
+            steps += 1
+            if steps > _MAX_STEPS:
+                raise InvalidLayer("too many components on the way", b"/".join(parts))
             if part in (b"", b"."):
                 continue
             if part == b"..":
@@ -123,13 +131,16 @@ class Confined:
             below = join(path, part)
             if len(below) > PATH_LIMIT:
                 raise InvalidLayer(f"a path over the limit of {PATH_LIMIT} bytes", below)
+            if absent is not None and below.startswith(absent):
+                path = below
+                continue
             if self._is_directory(below, create=create):
                 path = below
                 continue
             target = self.read_symlink(below)
             if target is None:
                 if self.lstat(below) is None:  # only when not creating: take it for a directory
-                    path = below
+                    path, absent = below, below + b"/"
                     continue
                 raise InvalidLayer("its parent is not a directory", b"/".join([below, *todo[::-1]]))
             links += 1

@@ -132,7 +132,8 @@ class FuseDriver(Home):
     def metadata(self, cache_id: CacheID) -> dict[str, str]:
         """``UpperDir``; ``LowerDir`` where the layer has parents; ``WorkDir`` and ``MergedDir`` if it is
         RW."""
-        upper, *lowers = [spec.path for spec in self.layer_specs(self.chain(cache_id))]
+        with self.hold(cache_id):
+            upper, *lowers = [spec.path for spec in self.layer_specs(self.chain(cache_id))]
         found = {"UpperDir": upper} | ({"LowerDir": ":".join(lowers)} if lowers else {})
         if self.is_read_write(cache_id):
             found |= {

@@ -274,7 +274,7 @@ class Home:
     def cleanup(self) -> None:
         """Delete what dead processes left: half-made layers, links and counts of layers that are gone."""
         sweep(self.tmp)
-        for entry in os.scandir(self.links):
+        for entry in list(os.scandir(self.links)):
             if not os.path.exists(entry.path):
                 os.unlink(entry.path)
         counted = self._counter.all()  # before the layers: what is counted has been published before
@@ -339,7 +339,7 @@ class Home:
     def list_layers(self) -> list[CacheID]:
         """Every published layer, in order of name."""
         found = []
-        for entry in os.scandir(self.path):
+        for entry in list(os.scandir(self.path)):
             try:
                 found.append(parse_cache_id(entry.name))
             except ValueError:

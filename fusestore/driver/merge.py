@@ -29,7 +29,7 @@ def merge(changes: bytes, tree: bytes, spelling: Spelling, *, stacked: bool) -> 
         times[path] = os.lstat(changes + path)
         if _is_opaque(changes + path):
             _make_opaque(tree + path, stacked)
-        for entry in os.scandir(changes + path):
+        for entry in list(os.scandir(changes + path)):
             target = tree + path + b"/" + entry.name
             deleted = _deleted_name(entry, spelling)
             if deleted is not None:

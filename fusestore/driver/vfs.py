@@ -11,6 +11,7 @@ would have made it is one they have set.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -24,10 +25,11 @@ from fusestore.driver.apply import unpack
 from fusestore.driver.home import Home
 from fusestore.driver.layout import record_links
 from fusestore.driver.merge import copy_attributes, merge
-from fusestore.driver.ownership import backing_mode
+from fusestore.driver.ownership import OVERRIDE_STAT, Metadata, Ownership, backing_mode, decode, encode
 from fusestore.driver.union.layerdir import Attr, LayerDir
 from fusestore.driver.union.tree import Union
-from fusestore.files import filesystem_type, opened, scratch
+from fusestore.errors import LayerInUse
+from fusestore.files import filesystem_type, opened, scratch, walk
 from fusestore.syscalls import copy_data, syncfs
 from fusestore.tar import Record
 
@@ -40,6 +42,29 @@ class VfsDriver(Home):
 
     def __init__(self, root: Path, runroot: Path) -> None:
         super().__init__(root, runroot)
+
+    @contextmanager
+    def removing(self, cache_id: CacheID) -> Iterator[None]:
+        """As for all drivers; no mount keeps the layer, so the count has to."""
+        if self.mounted(cache_id):
+            raise LayerInUse(cache_id, "it is mounted")
+        with super().removing(cache_id):
+            yield
+
+    def _complete(self, cache_id: CacheID) -> None:
+        self._take_over(cache_id)
+
+    def _take_over(self, cache_id: CacheID) -> None:
+        """Keep modes that programs have set where they keep us from reading nothing."""
+        if self.ownership is Ownership.REAL or not self.is_read_write(cache_id):
+            return
+        with opened(self.path / cache_id / "diff") as top:
+            for _, fd, entries in walk(top):
+                for entry in entries:
+                    st = entry.stat(follow_symlinks=False)
+                    is_ours = stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)
+                    if is_ours and stat.S_IMODE(st.st_mode) != backing_mode(st.st_mode):
+                        _keep_mode(f"/proc/self/fd/{fd}/{entry.name}", st.st_mode)
 
     def _furnish(self, directory: Path, parent: CacheID | None, read_write: bool) -> None:
         if parent is not None:
@@ -89,6 +114,7 @@ class VfsDriver(Home):
     def union(self, cache_id: CacheID) -> Iterator[Union]:
         """The tree, with true owners, as a library object.  Holds the layer."""
         directory = self.path / cache_id
+        self._take_over(cache_id)
         links = None if self.is_read_write(cache_id) else str(directory / "links")
         with self.hold(cache_id), self._tree(str(directory / "diff"), links) as tree:
             yield Union([tree])
@@ -136,12 +162,24 @@ class _Written(LayerDir):
             attr.mode = on_disk
 
 
+def _keep_mode(path: str, mode: int) -> None:
+    """Put `mode` into the ``override_stat`` of a file or directory, and give it one that lets us read it."""
+    os.chmod(path, backing_mode(mode))
+    try:
+        uid, gid, *_ = decode(os.getxattr(path, OVERRIDE_STAT))
+    except OSError as exc:
+        if exc.errno != errno.ENODATA:
+            raise
+        uid = gid = 0
+    os.setxattr(path, OVERRIDE_STAT, encode(Metadata(mode, uid, gid)))
+
+
 def _copy_tree(source: bytes, target: bytes) -> None:
     """Copy the tree `source` into the empty directory `target`: data, links, attributes."""
     first_name: dict[int, bytes] = {}
     directories = [b""]
     for path in directories:  # grows while we walk
-        for entry in os.scandir(source + path):
+        for entry in list(os.scandir(source + path)):
             name = path + b"/" + entry.name
             st = entry.stat(follow_symlinks=False)
             if stat.S_ISDIR(st.st_mode):

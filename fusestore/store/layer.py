@@ -247,7 +247,8 @@ class RWLayer:
         except FileNotFoundError:  # its files are gone; all it is good for is to be released
             pass
         try:
-            self._metadata.get_mount(self.name)
+            if self._metadata.get_mount(self.name).mount_id != self.record.mount_id:
+                raise RWLayerNotFound(self.name)  # that name has another layer by now
         except RWLayerNotFound:
             if held is not None:
                 held.close()

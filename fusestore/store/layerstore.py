@@ -71,7 +71,7 @@ class LayerStore(RegisteredLayers):
                 held.callback(self._hold(chain[0]).close)
             if init_func is not None:
                 below = init_id = self._init_layer(below, init_func, held, undo)
-            undo.callback(self.driver.discard, mount_id)
+            undo.callback(self._discard, mount_id)
             self.driver.stage(mount_id, below, read_write=True, storage_opt=options)
             handle = self._name(RWRecord(name, mount_id, init_id, parent, mount_label, options))
             undo.pop_all()
@@ -82,7 +82,7 @@ class LayerStore(RegisteredLayers):
     ) -> CacheID:
         """A layer that `init_func` has written to; no row names it yet, so we hold it."""
         init_id = new_cache_id()
-        undo.callback(self.driver.discard, init_id)
+        undo.callback(self._discard, init_id)
         self.driver.stage(init_id, below, read_write=True)
         with self._metadata.start_transaction():  # others collect inside theirs only
             published = self.driver.publish(init_id)

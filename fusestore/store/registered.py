@@ -96,7 +96,7 @@ class RegisteredLayers:
             below = chain[0].cache_id if chain else None
             if chain:
                 stack.callback(self._hold(chain[0]).close)
-            stack.callback(self.driver.discard, cache_id)
+            stack.callback(self._discard, cache_id)
             self.driver.stage(cache_id, below)
             reader = HashingReader(stream)
             with open(self.driver.notes(cache_id) / RECORD, "xb") as file:
@@ -126,6 +126,11 @@ class RegisteredLayers:
                 self._unpublish(record.cache_id, published)
             raise
         return self._handle(record, chain, published)
+
+    def _discard(self, cache_id: CacheID) -> None:
+        """Throw away what is staged, after the outcome is decided: an error here must not change that."""
+        with suppress(OSError):  # what is left is unlocked in tmp/, for the next sweep
+            self.driver.discard(cache_id)
 
     def adopt(self, record: LayerRecord) -> Layer:
         """Name a layer that the driver has already and nobody names; a handle on it, or on the one there is.

@@ -29,6 +29,7 @@ else:
     from backports import zstd
 
 _CHUNK = 1 << 20
+_MAGIC = 6  # bytes that tell the kind
 _AHEAD = 4  # chunks that the decompressing thread may be ahead
 _WINDOW_LOG = 27  # 128 MiB, what zstd itself calls --long
 
@@ -89,6 +90,8 @@ class _Raw(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401
         data = self._source.read(len(buffer))
+        while 0 < len(data) < _MAGIC and (more := self._source.read(len(buffer) - len(data))):
+            data += more  # a pipe may give one byte at first, and that tells nothing
         buffer[: len(data)] = data
         return len(data)
 
@@ -98,7 +101,7 @@ class _Decompressed:
 
     def __init__(self, source: Readable) -> None:
         self._buffered = io.BufferedReader(_Raw(source), _CHUNK)
-        start = self._buffered.peek(6)[:6]
+        start = self._buffered.peek(_MAGIC)[:_MAGIC]
         opener = next((opener for magic, opener in _FORMATS.items() if start.startswith(magic)), None)
         self._reader: Readable = opener(self._buffered) if opener else self._buffered
 

@@ -4,15 +4,15 @@ seeds.md 1.3, SetupInitLayer: what is no directory goes, directories stay, and w
 """
 
 import os
+import shutil
 import stat
-import threading
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from fusestore.store.initlayer import setup_init_layer
-from fusestore.syscalls import RENAME_EXCHANGE, rename
 
 DIRECTORY, FILE, LINK = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755, stat.S_IFLNK | 0o777
 MADE = {
@@ -117,31 +117,34 @@ def test_a_tree_that_is_no_tree(tmp_path):
         setup_init_layer(tmp_path / "file")
 
 
-def test_a_symlink_that_comes_and_goes_while_it_works(tree):
-    """Whoever can write to the tree exchanges a directory for a symlink to one outside, all the time."""
-    (tree / "etc").mkdir()
-    (tree / "link").symlink_to(tree.parent / "victim")
-    stop = threading.Event()
+def test_a_directory_that_turns_into_a_symlink_while_it_works(tree):
+    """Whoever can write to the tree does so at the worst moment: before any one of the system calls."""
+    victim = tree.parent / "victim"
+    calls, number, refused = 1000, 0, 0
 
-    def exchange():
-        root = os.open(tree, os.O_RDONLY)
-        while not stop.is_set():
-            with suppress(FileNotFoundError):
-                rename(root, b"etc", root, b"link", RENAME_EXCHANGE)
-        os.close(root)
+    def profile(frame, event, function):
+        nonlocal calls
+        if event == "c_call" and getattr(function, "__module__", "") == "posix":
+            calls += 1
+            if calls == number:
+                (tree / "etc").rename(tree / f"moved{number}")
+                (tree / "etc").symlink_to(victim)
 
-    other = threading.Thread(target=exchange)
-    other.start()
-    refused = 0
-    try:
-        for _ in range(300):
-            try:
-                setup_init_layer(tree)
-            except OSError:
-                refused += 1
-            with suppress(FileExistsError):
-                (tree / "link").symlink_to(tree.parent / "victim")
-    finally:
-        stop.set()
-        other.join()
-    assert refused < 300
+    while number <= calls:
+        number, calls = number + 1, 0
+        with suppress(FileNotFoundError):
+            (tree / "etc").unlink()
+        (tree / "etc").mkdir(exist_ok=True)
+        sys.setprofile(profile)
+        try:
+            setup_init_layer(tree)
+        except OSError:
+            refused += 1
+        finally:
+            sys.setprofile(None)
+        if (tree / "etc").is_symlink():
+            (tree / "etc").unlink()
+        else:
+            shutil.rmtree(tree / "etc")
+    assert number > 60
+    assert 0 < refused < number

@@ -6,6 +6,7 @@ must be as empty as a new one.
 """
 
 import os
+import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -195,6 +196,16 @@ def test_a_parent_stays_while_a_child_is_registered(graph, reopened):
     assert other.map() == graph.map()
 
 
+def test_a_parent_that_went_since_we_looked(graph, reopened, store_root):
+    (base,), other = chain(graph, A), reopened()
+    graph._refresh = lambda: None
+    other.delete(base.id)
+    with pytest.raises(ImageNotFound) as caught:
+        graph.register(image(parent=base.id), Stream(B))
+    assert caught.value.name == base.id
+    assert problems(store_root) == []
+
+
 def test_a_row_that_goes_while_a_child_is_registered(graph, reopened, store_root):
     other, (base,) = reopened(), chain(graph, A)
     rows = other._database.select("SELECT * FROM graph_images")
@@ -214,6 +225,27 @@ def test_whoever_comes_first_has_the_id(graph, reopened, store_root):
     assert problems(store_root) == []
     assert graph.map() == other.map() != {}
     assert names(graph, wanted.id) == [b"a"]
+
+
+def test_a_commit_that_fails(graph, reopened, store_root):
+    """The layer is there already then, and goes again."""
+    wanted, publish = image(), graph.driver.publish
+
+    def spoil(cache_id):
+        graph._database.select("PRAGMA defer_foreign_keys = ON")
+        graph._database.select("UPDATE graph_images SET parent = 'nobody' WHERE cache_id = ?", cache_id)
+        return publish(cache_id)
+
+    graph.driver.publish = spoil
+    with pytest.raises(sqlite3.IntegrityError):
+        graph.register(wanted, Stream(A))
+    if graph._database._connection.in_transaction:
+        graph._database.select("ROLLBACK")
+    assert not graph.exists(wanted.id)
+    assert problems(store_root) == []
+    graph.driver.publish = publish
+    graph.register(wanted, Stream(A))
+    assert reopened().exists(wanted.id)
 
 
 # -- finding them ------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class MergedUnion(Union):
     union."""
 
     def __init__(self, tree: LayerDir, layers: Sequence[LayerDir]) -> None:
+        tree.mutable = True  # it may have metacopies
         self.tree = tree
         self._lowers = tuple(layers)
         self._epoch = 1
