@@ -52,7 +52,6 @@ def export(ctx: click.Context, chain_id: str, file: str | None, diff: bool, quie
     layers = open_store(ctx).layers
     with ExitStack() as stack:
         found = layers.get(layers.lookup(chain_id).chain_id)
-        stack.callback(found.drop)
         stream = stack.enter_context(found.tar_stream_from(found.parent) if diff else found.tar_stream())
         said = progress(stack, "Exporting", quiet=quiet)
         said.start(_short(found), found.diff_size)
@@ -109,8 +108,7 @@ def register(ctx: click.Context, tar: str, parent: str | None, quiet: bool) -> N
         said = progress(stack, "Registering", quiet=quiet)
         said.start(Path(tar).name, 0 if tar == "-" else os.fstat(source.fileno()).st_size)
         plain = stack.enter_context(ahead(decompressed(_Told(source, said))))
-        made = layers.register(plain, below)
-        made.drop()  # it stays, though nothing needs it
+        made = layers.register(plain, below)  # not released, so it stays
         said.finish("done")
         click.echo(made.chain_id)
 

@@ -44,6 +44,12 @@ class LayerStore(RegisteredLayers):
         super().__init__(metadata, driver, limits)
         self._rw_handles: set[RWLayer] = set()
 
+    def close(self) -> None:
+        """Let go of every handle that was not given back; layers and mounts stay as they are."""
+        super().close()
+        while self._rw_handles:
+            self._rw_handles.pop().drop()
+
     # -- RW layers ------------------------------------------------------------------------------------
 
     def create_rw_layer(

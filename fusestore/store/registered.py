@@ -62,6 +62,11 @@ class RegisteredLayers:
         """Facts about the driver and its filesystem, as rows of name and value."""
         return self.driver.status()
 
+    def close(self) -> None:
+        """Let go of every handle that was not given back; the layers stay as they are."""
+        while self._handles:
+            self._handles.pop().drop()
+
     # -- register -------------------------------------------------------------------------------------
 
     def register(

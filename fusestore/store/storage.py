@@ -74,7 +74,8 @@ class Store:
         self._images = ImageStore(self._database, self.root)
 
     def close(self) -> None:
-        """Close the database.  Mounts stay."""
+        """Close the database and let go of handles.  Mounts stay."""
+        self.layers.close()
         self._database.close()
 
     def __enter__(self) -> Store:

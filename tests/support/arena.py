@@ -94,7 +94,7 @@ class Pieces:
 
 @contextmanager
 def bounded(*, seconds: float = 5, size: int = 64 << 20) -> Iterator[None]:
-    """What is done meanwhile may take so much of the processor's time, and so much memory more than before."""
+    """What is done meanwhile takes no more of the processor's time, and no more memory on top, than this."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak begins here
     memory, began = _peak(), time.process_time()

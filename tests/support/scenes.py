@@ -17,7 +17,7 @@ from support.tars import CHAR, Stream, folder, hard_link, member, symlink, tar
 from fusestore.digest import new_cache_id
 from fusestore.driver.fuse import FuseDriver
 from fusestore.driver.vfs import VfsDriver
-from fusestore.errors import CorruptStore, MountNameConflict
+from fusestore.errors import CorruptStore, FuseUnavailable, MountFailed, MountNameConflict
 from fusestore.store.database import Database
 from fusestore.store.layer import Layer, RWLayer
 from fusestore.store.layerstore import LayerStore
@@ -288,9 +288,12 @@ RECOVER = Scene(lambda s, _: s.store.cleanup(), grip=lambda _: None)
 
 def is_clean(exc: BaseException, fault: str) -> bool:
     """True for an error that says what the machine has refused."""
-    if not isinstance(exc, OSError):  # SQLite calls a read that fails a damage
-        return fault == "EIO" and isinstance(exc, CorruptStore) and "store.db" in str(exc)
-    return exc.errno == getattr(errno, fault, None) or "store.db" in str(exc)
+    number = getattr(errno, fault, 0)
+    if isinstance(exc, FuseUnavailable | MountFailed):
+        return bool(number) and os.strerror(number) in str(exc)
+    if fault == "EIO" and isinstance(exc, CorruptStore):  # SQLite calls a read that fails a damage
+        return "store.db" in str(exc)
+    return isinstance(exc, OSError) and (exc.errno == number or "store.db" in str(exc))
 
 
 def unmount_all(session: Session) -> None:

@@ -19,7 +19,7 @@ def recorded(archive: bytes, step: int = 1 << 30) -> tuple[bytes, dict[bytes, by
     writer = Writer(out)
     reader = TarReader(Stream(archive, step), writer)
     for member in reader:
-        if member.kind is REGULAR and member.size and b".wh." not in member.name:
+        if member.kind is REGULAR and b".wh." not in member.name:
             data = b"".join(bytes(chunk) for _, chunk in reader.chunks())
             if member.sparse is None:
                 contents[member.name] = data

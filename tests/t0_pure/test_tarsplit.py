@@ -148,7 +148,7 @@ def test_duplicate_fail():
 
 
 @given(layers(), st.sampled_from([1 << 20, 700]))
-@settings(max_examples=150)
+@settings(max_examples=3 * settings().max_examples)
 def test_any_sequence_of_members_comes_back_and_is_upstreams(archive, step):
     record, contents = recorded(archive, step)
     assert assembled(record, contents) == archive

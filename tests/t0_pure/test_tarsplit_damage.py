@@ -95,7 +95,7 @@ LINE = st.integers(0, len(LINES) - 1)
 
 
 @given(LINE, FIELD, WRONG)
-@settings(max_examples=300)
+@settings(max_examples=6 * settings().max_examples)
 def test_lines_with_a_wrong_value_give_an_error_or_the_same(number, field, value):
     fields = json.loads(LINES[number]) | {field: value}
     changed = [*LINES[:number], json.dumps(fields).encode() + b"\n", *LINES[number + 1 :]]
@@ -130,7 +130,7 @@ def test_lines_that_are_none_are_refused(line):
 
 def test_tar_stream_mangled_getter_putter():
     """Upstream's test of that name: a content that is not the recorded one fails its checksum."""
-    for name in CONTENTS:
+    for name in (b"d/f", b"\xff"):
         for changed in (b"", b"abd", b"abc\0", CONTENTS[name][:-1], CONTENTS[name] * 2):
             with pytest.raises(CorruptStore, match="file integrity checksum failed"):
                 assembled(RECORD, CONTENTS | {name: changed})

@@ -22,6 +22,8 @@ from support_real.commands import IN_NAMESPACE, remove_all
 from fusestore.store.storage import Store
 from fusestore.store.tarsplit import assemble
 
+pytestmark = pytest.mark.xdist_group("tarsplit of podman")  # they share what takes seconds to load
+
 # What podman takes, but cannot give back with its own record.
 ONE_WAY = {name for name in archives.LAYERS if "pax sparse" in name} | {"whiteouts with content"}
 # What podman refuses: paths that are the same (to it), types and maps that its tar does not know; or loses.
