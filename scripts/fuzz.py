@@ -37,8 +37,8 @@ def main() -> None:
     for target in arguments.target or TARGETS:
         failed |= _run(target, arguments)
     found = sorted(set(arguments.findings.glob("finding-*")) - before)
-    for path in found:
-        print(f"found: {path}")
+    for path in found:  # libFuzzer's own, of time and memory, have no suffix
+        print(f"found: {path.rename(path.with_suffix('.tar'))}")
     sys.exit(1 if found or failed else 0)
 
 

@@ -191,6 +191,9 @@ class Driver(Protocol):
     def mounted(self, cache_id: CacheID) -> int:
         """How many `get` of all processes have not been given back."""
 
+    def abandon(self, cache_id: CacheID) -> None:
+        """Take the merged view away, whoever has got it."""
+
     def union(self, cache_id: CacheID) -> AbstractContextManager[Union]:
         """The merged view as a library object, without any mount; the layer is held meanwhile."""
 

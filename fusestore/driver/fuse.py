@@ -227,10 +227,17 @@ class FuseDriver(Home):
         """
         mountpoint = self._mountpoint(cache_id)
         with self.hold(cache_id), self._counter.users(cache_id) as users:
-            count = users[0] if mounter.find(mountpoint, self._runroot) else 0
+            users[0] = users[0] + 1 if mounter.find(mountpoint, self._runroot) else 1
             mounter.mount(self.spec(cache_id, cache_id[:12]), mountpoint, self._runroot)
-            users[0] = count + 1
         return os.fsencode(mountpoint)
+
+    def abandon(self, cache_id: CacheID) -> None:
+        """Take the mount away, whoever has got it."""
+        mountpoint = self._mountpoint(cache_id)
+        with self._counter.users(cache_id) as users:
+            users[0] = 0
+            if mounter.find(mountpoint, self._runroot) is not None:
+                mounter.unmount(mountpoint, self._runroot, force=True)
 
     def put(self, cache_id: CacheID) -> None:
         """One user less; the last one unmounts.  A `put` without a `get` does nothing."""

@@ -353,7 +353,7 @@ class Home:
             try:
                 target = os.readlink(self.path / link)
                 chain.append(parse_cache_id(target.split("/")[1]))
-            except (OSError, ValueError, IndexError) as exc:
+            except (FileNotFoundError, ValueError, IndexError) as exc:
                 raise CorruptStore(str(self.path / link), str(exc)) from None
         return chain
 

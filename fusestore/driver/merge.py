@@ -16,6 +16,9 @@ from fusestore.driver import whiteout
 from fusestore.driver.ownership import PRIVATE
 from fusestore.driver.whiteout import Spelling
 from fusestore.files import empty_directory, opened, remove_tree
+from fusestore.syscalls import RENAME_EXCHANGE, rename
+
+_CWD = -100  # AT_FDCWD; all paths here are absolute
 
 
 def merge(changes: bytes, tree: bytes, spelling: Spelling, *, stacked: bool) -> None:
@@ -23,6 +26,7 @@ def merge(changes: bytes, tree: bytes, spelling: Spelling, *, stacked: bool) -> 
 
     `stacked`: `tree` is a layer itself and needs marks for what it hides.  May be repeated after a crash.
     """
+    spare = changes + b".spare"
     directories = [b""]
     times = {}  # moving files out of a directory changes them
     for path in directories:  # grows while we walk
@@ -37,7 +41,7 @@ def merge(changes: bytes, tree: bytes, spelling: Spelling, *, stacked: bool) -> 
                 if stacked:
                     os.rename(entry.path, target)
             elif entry.is_dir(follow_symlinks=False):
-                _make_directory(target, stacked)
+                _make_directory(target, spare if stacked else None)
                 directories.append(path + b"/" + entry.name)
             else:
                 _remove(target)
@@ -60,15 +64,23 @@ def _make_opaque(directory: bytes, stacked: bool) -> None:
             os.setxattr(fd, whiteout.OPAQUE_XATTR, b"y")
 
 
-def _make_directory(target: bytes, stacked: bool) -> None:
-    """Make `target` a directory; what it takes the place of has hidden what is below, and so must it."""
+def _make_directory(target: bytes, spare: bytes | None) -> None:
+    """Make `target` a directory.
+
+    In a stack, what it takes the place of has hidden what is below, and so must it from its first moment: it
+    is made opaque at `spare`, and changes places.
+    """
     if os.path.isdir(target) and not os.path.islink(target):
         return
-    hides = os.path.lexists(target)
-    _remove(target)
-    os.mkdir(target, 0o700)
-    if stacked and hides:
-        os.setxattr(target, whiteout.OPAQUE_XATTR, b"y")
+    if spare is None or not os.path.lexists(target):
+        _remove(target)
+        os.mkdir(target, 0o700)
+        return
+    _remove(spare)
+    os.mkdir(spare, 0o700)
+    os.setxattr(spare, whiteout.OPAQUE_XATTR, b"y")
+    rename(_CWD, spare, _CWD, target, RENAME_EXCHANGE)
+    _remove(spare)
 
 
 def _remove(path: bytes) -> None:

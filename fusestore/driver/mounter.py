@@ -74,8 +74,8 @@ def mount(spec: MountSpec, mountpoint: Path, runroot: Path) -> None:
             raise InvalidMountpoint(str(mountpoint), f"{present.label} is mounted there; unmount it first")
         if present is not None or is_dead(mountpoint):
             detach(str(mountpoint))
-        _verify(mountpoint, spec, runroot)
         try:
+            _verify(mountpoint, spec, runroot)
             _mount(spec, mountpoint, runroot)
         except BaseException:
             _remove_own(mountpoint, runroot)

@@ -140,6 +140,11 @@ class VfsDriver(Home):
         with self._counter.users(cache_id) as users:
             users[0] = max(users[0] - 1, 0)
 
+    def abandon(self, cache_id: CacheID) -> None:
+        """Nobody has it any more."""
+        with self._counter.users(cache_id) as users:
+            users[0] = 0
+
     def metadata(self, cache_id: CacheID) -> dict[str, str]:
         """``SourceDir``, as moby's vfs calls it.  Raises FileNotFoundError."""
         with self.hold(cache_id):

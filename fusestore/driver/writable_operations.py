@@ -43,6 +43,7 @@ class WritableOperations(Operations):
     def __init__(self, union: WritableUnion, view: View, loop: Loop, started: Callable[[], None]) -> None:
         super().__init__(union, view, loop, started)
         self._writable = union
+        self._copying = 0  # large copy-ups that are under way
         union.kernel_keeps_times = view.writeback
         union.announce = _invalidate
         self.enable_writeback_cache = view.writeback
@@ -78,6 +79,7 @@ class WritableOperations(Operations):
                     job.run()
                 else:
                     job.waiting = trio.Event()
+                    self._copying += 1
                     await self._loop.aside(job.run)
             except BaseException:
                 self._writable.abandon(job)
@@ -86,8 +88,24 @@ class WritableOperations(Operations):
                 self._writable.commit(job)
             finally:
                 if isinstance(job.waiting, trio.Event):
+                    self._copying -= 1
                     job.waiting.set()
                     job.waiting = None
+
+    async def _await_copy(self, parent: int, name: bytes) -> None:
+        """Wait for the copy-up of what is going to lose this name, and to have its others copied with it."""
+        if not self._copying:  # nearly always
+            return
+        node = self._writable.lookup(parent, name)
+        if node is None:
+            return
+        try:
+            while node.live is not None and node.live.job is not None:
+                if not isinstance(node.live.job.waiting, trio.Event):
+                    break
+                await self._loop.step_aside(node.live.job.waiting)
+        finally:
+            self._writable.forget(node.ino, 1)
 
     async def _raise_named(self, parent: int, name: bytes) -> None:
         """The same for what is to be renamed, and all that has to be copied with it."""
@@ -241,6 +259,7 @@ class WritableOperations(Operations):
     async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
         """FUSE_UNLINK."""
         try:
+            await self._await_copy(parent, name)
             self._writable.unlink(parent, name)
         except Exception as exc:
             raise error(exc) from None
@@ -260,6 +279,7 @@ class WritableOperations(Operations):
             await self._raise_named(parent, name)
             if flags:
                 await self._raise_named(new_parent, new_name)
+            await self._await_copy(new_parent, new_name)
             self._writable.rename(parent, name, new_parent, new_name, flags)
         except Exception as exc:
             raise error(exc) from None

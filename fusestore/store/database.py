@@ -190,10 +190,14 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                self._roll_back()
                 raise
-            self._connection.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:  # SQLite may have done so by itself
+            self._connection.execute("ROLLBACK")
 
     @contextmanager
     def _complaints(self) -> Iterator[None]:

@@ -28,14 +28,7 @@ from typing import IO, Any
 from fusestore import __version__
 from fusestore.digest import CacheID, Readable, new_cache_id
 from fusestore.driver.api import Driver, Held
-from fusestore.errors import (
-    AmbiguousName,
-    ImageNotFound,
-    InvalidImage,
-    LayerInUse,
-    LayerNotFound,
-    MaxDepthExceeded,
-)
+from fusestore.errors import AmbiguousName, ImageNotFound, InvalidImage, LayerInUse, MaxDepthExceeded
 from fusestore.files import scratch, sweep, sweeping
 from fusestore.store.database import Database
 from fusestore.store.metadata import LayerMetadata
@@ -218,6 +211,7 @@ class Graph:
 
         Raises ValueError for an id that is none, or is an image's already, and touches nothing then.  Raises
         ImageNotFound for the parent, InvalidLayer, OSError; nothing is left then, and it can be repeated.
+        An unreadable image of this id goes first, or raises LayerInUse where it has children.
         """
         validate_id(image.id)
         self._refresh()
@@ -390,7 +384,7 @@ class TempArchive:
 
 def is_not_exist(exc: BaseException, id_: str) -> bool:
     """True where an error says that what has this id is not there (docker 1.7: IsNotExist)."""
-    return isinstance(exc, ImageNotFound | LayerNotFound | FileNotFoundError) and id_ in str(exc)
+    return isinstance(exc, ImageNotFound | FileNotFoundError) and id_ in str(exc)
 
 
 def _load(text: str, id_: str, size: int) -> V1Image | None:

@@ -158,6 +158,14 @@ def is_empty(diff_id: DiffID) -> bool:
     return diff_id == EMPTY_DIFF_ID
 
 
+def lock_handles(driver: Driver, cache_id: CacheID, operation: int) -> Held:
+    """Lock what every handle on an RW layer, and the maker of an init layer, has locked shared.
+
+    A mount does not have it.  Raises BlockingIOError for LOCK_NB, FileNotFoundError when the layer is gone.
+    """
+    return Hold(lock(driver.notes(cache_id) / _HANDLES, operation, os.O_CREAT))
+
+
 class RWLayer:
     """A layer that takes changes, by name.  Release it with `LayerStore.release_rw_layer`.
 
@@ -273,7 +281,7 @@ class RWLayer:
             raise LayerInUse(self.name, "there is another handle on it") from None
 
     def _lock(self, operation: int) -> Held:
-        return Hold(lock(self._driver.notes(self.record.mount_id) / _HANDLES, operation, os.O_CREAT))
+        return lock_handles(self._driver, self.record.mount_id, operation)
 
     def __repr__(self) -> str:
         return f"<RWLayer {self.name}>"

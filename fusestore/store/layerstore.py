@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from fcntl import LOCK_SH
 from pathlib import Path
 
 from fusestore.digest import CacheID, ChainID, new_cache_id
@@ -27,7 +28,7 @@ from fusestore.errors import (
     MountNameConflict,
     RWLayerNotFound,
 )
-from fusestore.store.layer import Layer, RWLayer
+from fusestore.store.layer import Layer, RWLayer, lock_handles
 from fusestore.store.metadata import MetadataStore, RWRecord
 from fusestore.store.registered import RegisteredLayers, Released
 
@@ -90,6 +91,7 @@ class LayerStore(RegisteredLayers):
         init_id = new_cache_id()
         undo.callback(self._discard, init_id)
         self.driver.stage(init_id, below, read_write=True)
+        held.callback(lock_handles(self.driver, init_id, LOCK_SH).close)
         with self._metadata.start_transaction():  # others collect inside theirs only
             published = self.driver.publish(init_id)
         held.callback(published.close)
@@ -140,14 +142,19 @@ class LayerStore(RegisteredLayers):
         A handle on an RW layer that is gone is no error.  Raises LayerNotRetained for one that was given
         back, ActiveMount while it is mounted; then the handle stays good.
         """
-        if all(record.mount_id != handle.record.mount_id for record in self._metadata.mounts()):
-            self._rw_handles.discard(handle)
-            handle.drop()
-            return []
         if handle not in self._rw_handles:
-            raise LayerNotRetained(handle.name)
+            if self._is_named(handle.record):
+                raise LayerNotRetained(handle.name)
+            return []
         with self._dropped([handle]):
             return self._delete(handle) or []
+
+    def _is_named(self, record: RWRecord) -> bool:
+        """False when the RW layer is gone, also when its name has another one by now."""
+        try:
+            return self._metadata.get_mount(record.name).mount_id == record.mount_id
+        except RWLayerNotFound:
+            return False
 
     @contextmanager
     def _dropped(self, handles: list[RWLayer]) -> Iterator[None]:
@@ -170,6 +177,8 @@ class LayerStore(RegisteredLayers):
         """
         record = layer.record
         with ExitStack() as stack, self._metadata.start_transaction() as transaction:
+            if not self._is_named(record):
+                return []
             try:
                 alone = layer.alone()
             except LayerInUse:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB
 
 from fusestore.digest import CacheID, ChainID, DiffID, HashingReader, Readable, chain_id, new_cache_id
 from fusestore.driver.api import Driver, Held, Limits
@@ -23,7 +24,7 @@ from fusestore.errors import (
     LayerNotRetained,
     MaxDepthExceeded,
 )
-from fusestore.store.layer import Layer
+from fusestore.store.layer import Layer, lock_handles
 from fusestore.store.metadata import LayerRecord, MetadataStore, MetadataTransaction
 from fusestore.store.tarsplit import RECORD, Writer
 
@@ -259,8 +260,14 @@ class RegisteredLayers:
             owned = self._metadata.owned()
             for cache_id in self.driver.list_layers():
                 if cache_id not in owned:
-                    with suppress(LayerInUse):
+                    with suppress(LayerInUse, BlockingIOError):
+                        self._abandon(cache_id)
                         stack.enter_context(self.driver.removing(cache_id))
+
+    def _abandon(self, cache_id: CacheID) -> None:
+        """Unmount an init layer whose maker has died.  Raises BlockingIOError when he lives."""
+        with suppress(FileNotFoundError), closing(lock_handles(self.driver, cache_id, LOCK_EX | LOCK_NB)):
+            self.driver.abandon(cache_id)
 
     def cleanup(self) -> None:
         """Delete whatever processes that died have left, now (moby: ``Cleanup``)."""

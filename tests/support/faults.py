@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_CHANGING = (
+CHANGING = (
     "write,pwrite64,writev,pwritev2,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,link,linkat,"
     "symlink,symlinkat,mknod,mknodat,chmod,fchmod,fchmodat,chown,fchown,lchown,fchownat,setxattr,lsetxattr,"
     "fsetxattr,removexattr,fremovexattr,fsync,fdatasync,syncfs,truncate,ftruncate,fallocate,utimensat,"
@@ -27,7 +27,7 @@ class Point(NamedTuple):
 def points(command: Sequence[str], environment: dict[str, str], below: Path) -> list[Point]:
     """Every call of `command` that changes something below the directory `below`, in order."""
     with tempfile.NamedTemporaryFile("r", errors="replace") as log:
-        trace = ["-y", "-o", log.name, "-e", "trace=?" + _CHANGING.replace(",", ",?")]
+        trace = ["-y", "-o", log.name, "-e", "trace=?" + CHANGING.replace(",", ",?")]
         _strace(trace, command, environment).check_returncode()
         lines = log.readlines()
     counts: Counter[tuple[str, str]] = Counter()

@@ -38,7 +38,7 @@ def garbage(root: Path) -> list[str]:
         if database is None:
             return found
         named = """SELECT cache_id FROM layers UNION SELECT mount_id FROM rw_layers
-                   UNION SELECT init_id FROM rw_layers"""
+                   UNION SELECT init_id FROM rw_layers UNION SELECT cache_id FROM graph_images"""
         cache_ids = {row[0] for row in database.execute(named)}
         images = {row[0] for row in database.execute("SELECT id FROM images")}
         home = root / _driver(database)
@@ -94,7 +94,8 @@ def _layers(home: Path, layers: dict[str, sqlite3.Row]) -> list[str]:
 def _rw_layers(home: Path, database: sqlite3.Connection) -> list[str]:
     wanted = database.execute(
         """SELECT name, mount_id FROM rw_layers
-           UNION SELECT name, init_id FROM rw_layers WHERE init_id IS NOT NULL"""
+           UNION SELECT name, init_id FROM rw_layers WHERE init_id IS NOT NULL
+           UNION SELECT id, cache_id FROM graph_images"""
     )
     return [
         f"RW layer {name}: {mount} is missing"

@@ -2,13 +2,13 @@
 
 A process with the shim (support/shim.py) forks one child for each point.  The child opens a copy of the same
 store and does the operation; another one then looks at what is left, recovers, and does it again.  What must
-hold afterwards is in `Campaign._verify`; the operations are in support/scenes.py.
+hold afterwards is in `Campaign.verify`; the operations are in support/scenes.py.
 
-    LD_PRELOAD=shim.so python -m support.kill_points PLACE [--driver fuse] [--scene register] [--fault kill]
-                                                     [--share N] [--again N]
+    LD_PRELOAD=shim.so python -m support.kill_points PLACE [--driver fuse] [--scene commit] [--fault kill] [--points 20]
 
-``--share N``: only every N-th point; ``--again N``: at every N-th point of ``kill`` kill the recovery too, at
-each of its own.  Prints a line for each campaign and each failure.
+does all points, or `--points` of each scene and driver, evenly spread; and at every tenth kill it kills the
+recovery too, at each of its points (with `--points`: at three).  Prints a line for each fault and each failure.
+`--trace` only does the operation, between two looks for a file /MARK, and prints what the shim has counted.
 """
 
 import argparse
@@ -26,8 +26,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from support import shim
@@ -131,9 +133,7 @@ class Campaign:
         return word
 
     def _rehearse(self) -> None:
-        session = self._session()
-        self.scene.act(session, self.scene.grip(session))
-        session.close()
+        rehearse(self.here, self.driver, self.name)
 
     def _answer(self) -> None:
         """What the operation says on what it has done already, and what is there then."""
@@ -211,7 +211,9 @@ class Campaign:
         _sound(session.root, self.scene.format_1)
         state = _plain(session.state())
         if not self.scene.loose:
-            assert state in (self.before, self.after), f"neither before nor after: {_difference(state, self.before)}"
+            assert state in (self.before, self.after), (
+                f"neither before nor after: {_difference(state, self.before)}"
+            )
             if isinstance(said, dict) and "answer" in said:
                 assert state == self.after, f"acknowledged and lost: {_difference(state, self.after)}"
         elif isinstance(state, dict):
@@ -228,7 +230,10 @@ class Campaign:
         session.close()
         assert problems(session.root) == [], "after all"
         known = {path.name for path in session.root.glob("*/*")}
-        left = {path.name: path.read_text() for path in session.runroot.glob("mounts/*") if path.stem not in known}
+        left = {
+            path.name: path.read_text() for path in session.runroot.glob("mounts/*") if path.stem not in known
+        }
+        left = {name: text for name, text in left.items() if "fuse_release()" not in text}  # it came too late
         assert not left, f"left in the runroot: {left}"
         assert list(session.runroot.glob("mnt/*")) == [], "a mountpoint is left"
 
@@ -248,7 +253,28 @@ class Campaign:
                 return found
         return [*found, "a process is left"]
 
-    def point(self, fault: str, number: int, call: str, again: bool) -> None:
+    def run(self, faults: Iterable[str], share: int) -> None:
+        """All points of some faults, or a `share` of them."""
+        every = []
+        for fault in faults:
+            self._restore()
+            every += [(fault, *call) for call in self.calls(fault, self.scene).items()]
+        step = max(len(every) // share, 1) if share else 1
+        for fault, points in groupby(every[step // 2 :: step], itemgetter(0)):
+            start, before, failures = time.monotonic(), self.points, len(self.failures)
+            self.dirty = self.unseen = 0
+            for index, (_, number, call) in enumerate(points):
+                self.point(fault, number, call)
+                if fault == "kill" and index % 10 == 0:
+                    self._kill_recovery(fault, number, call, 3 if share else 0)
+            print(
+                f"{self.driver}, {self.name}: {fault}: {self.points - before} points, "
+                f"{len(self.failures) - failures} failed, {self.dirty} left something to clean up, {self.unseen} "
+                f"went unseen, {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
+
+    def point(self, fault: str, number: int, call: str) -> None:
         """One point: the fault, and everything that must hold then."""
         self._restore()
         self.points += 1
@@ -264,8 +290,6 @@ class Campaign:
             self._fail(f"{where}: a short write is no error, but {told}")
         elif self.scene.reads and self._files() != self.files:
             self._fail(f"{where}: reading has changed something")
-        if again:
-            self._kill_recovery(where, said)
         self._look(where, said)
 
     def _look(self, where: str, said: object) -> None:
@@ -274,19 +298,24 @@ class Campaign:
         if status or left:
             self._fail(f"{where} ({said}): {self._tail() if status else ''}{'; '.join(left)}")
 
-    def _kill_recovery(self, where: str, said: object) -> None:
-        """The store is as a first fault has left it: recover, and die on the way, at every point."""
-        spoiled = self.place / "spoiled"
+    def _kill_recovery(self, fault: str, number: int, call: str, share: int) -> None:
+        """After a first fault recover, and die on the way, at every point or at a `share` of them."""
+        self._restore()
+        _, said = self.attempt(fault, number, self.scene)
+        spoiled, template = self.place / "spoiled", self.template
         shutil.rmtree(spoiled, ignore_errors=True)
         subprocess.run(["cp", "-a", self.here, spoiled], check=True)
-        template, self.template = self.template, spoiled
+        self._left()
         try:
-            for number, call in self.calls("kill", RECOVER).items():
+            self.template = spoiled
+            self._restore()
+            every = list(self.calls("kill", RECOVER).items())
+            for second, recovering in every[:: max(len(every) // share, 1) if share else 1]:
                 self._restore()
                 self.points += 1
-                self.attempt("kill", number, RECOVER)
-                self._look(f"{where}, then kill of recovery at {call}#{number}", said)
-            self._restore()
+                self.attempt("kill", second, RECOVER)
+                where = f"kill at {call}#{number}, then of recovery at {recovering}#{second}"
+                self._look(f"{self.driver}, {self.name}: {where}", said)
         finally:
             self.template = template
 
@@ -322,40 +351,55 @@ def _difference(found: object, wanted: object) -> str:
     return "; ".join(f"{name[:20]}: {found.get(name)}, not {wanted.get(name)}" for name in sorted(names))
 
 
+def rehearse(place: Path, driver: str, name: str, mark: Callable[[], object] = lambda: None) -> None:
+    """One scene without faults; `mark` is called before and after what a campaign counts."""
+    scene, session = SCENES[name], Session(place, driver)
+    grip = scene.grip(session)
+    mark()
+    scene.act(session, grip)
+    session.close()
+    mark()
+
+
+def trace(campaign: Campaign) -> None:
+    """Do the operation here; print the calls that the shim counts, if there is one."""
+    marks = 0
+
+    def mark() -> None:
+        nonlocal marks
+        marks += 1
+        if not shim.present:
+            os.path.exists("/MARK")
+        elif marks == 1:
+            shim.arm("kill", 0)
+        else:
+            print(*shim.calls("kill", shim.disarm()).values())
+
+    campaign._restore()
+    rehearse(campaign.here, campaign.driver, campaign.name, mark)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("place", type=Path)
     parser.add_argument("--driver", choices=DRIVERS, action="append")
     parser.add_argument("--scene", choices=SCENES, action="append")
     parser.add_argument("--fault", choices=shim.FAULTS, action="append")
-    parser.add_argument("--share", type=int, default=1)
-    parser.add_argument("--again", type=int, default=0)
+    parser.add_argument("--points", type=int, default=0)
+    parser.add_argument("--trace", action="store_true")
     arguments = parser.parse_args()
-    assert shim.present, "start me with the shim"
     shim.adopt_orphans()
     total = failed = 0
     for scene in arguments.scene or SCENES:
         for driver in arguments.driver or DRIVERS:
-            place = arguments.place / f"{driver} {scene}".replace(" ", "-")
-            campaign = Campaign(place, driver, scene)
-            for fault in arguments.fault or shim.FAULTS:
-                start, before, dirty, unseen = time.monotonic(), campaign.points, campaign.dirty, campaign.unseen
-                campaign._restore()
-                failures = len(campaign.failures)
-                every = list(campaign.calls(fault, campaign.scene).items())
-                for index, (number, call) in enumerate(every[:: arguments.share]):
-                    again = fault == "kill" and arguments.again and index % arguments.again == 0
-                    campaign.point(fault, number, call, bool(again))
-                seconds = time.monotonic() - start
-                print(
-                    f"{driver}, {scene}: {fault}: {campaign.points - before} points ({len(every)} in all), "
-                    f"{len(campaign.failures) - failures} failed, {campaign.dirty - dirty} left something to clean "
-                    f"up, {campaign.unseen - unseen} went unseen, {seconds:.0f} s",
-                    flush=True,
-                )
+            campaign = Campaign(arguments.place / f"{driver}-{scene}".replace(" ", "-"), driver, scene)
+            if arguments.trace:
+                trace(campaign)
+                continue
+            campaign.run(arguments.fault or shim.FAULTS, arguments.points)
             total += campaign.points
             failed += len(campaign.failures)
-            shutil.rmtree(place)
+            shutil.rmtree(campaign.place)
     print(f"{total} points, {failed} failed")
     sys.exit(failed > 0)
 

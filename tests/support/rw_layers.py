@@ -24,8 +24,7 @@ def tidied(reopened, runroot: Path):
     yield again
     unmount_all(runroot)
     for store in stores:
-        for handle in (*store._handles, *store._rw_handles):
-            handle.drop()
+        store.close()
 
 
 def create_layer(store, parent, change, name="a layer in the making"):

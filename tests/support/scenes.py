@@ -43,7 +43,12 @@ BASE = tar(
 )
 MIDDLE = tar(member("m", b"m" * 99), folder("e", 0o700))
 TOP = tar(
-    member(".wh.x"), hard_link("h", "d/a"), folder("d"), member("d/.wh..wh..opq"), member("d/b", b"2"), folder("t")
+    member(".wh.x"),
+    hard_link("h", "d/a"),
+    folder("d"),
+    member("d/.wh..wh..opq"),
+    member("d/b", b"2"),
+    folder("t"),
 )
 _FORMAT_1 = ("settings", "layers", "images", "names", "big_data")
 #: What is done to an RW layer first, and then.
@@ -245,7 +250,12 @@ def _read(session: Session, grip: tuple[Layer, RWLayer]) -> object:
         with handle.tar_stream() as stream:
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
     rw = grip[1]
-    return digests, rw.size(), [(change.kind.value, change.path) for change in rw.changes()], len(session.store.map())
+    return (
+        digests,
+        rw.size(),
+        [(change.kind.value, change.path) for change in rw.changes()],
+        len(session.store.map()),
+    )
 
 
 def _mount(session: Session, rw: RWLayer) -> object:

@@ -40,7 +40,7 @@ ALLOWED = {
     "driver.flush": set(),
     "driver.counter": {"files"},
     "driver.getter": {"driver.api", "driver.confine", "driver.ownership"},
-    "driver.merge": {"files", "driver.ownership", "driver.whiteout"},
+    "driver.merge": {"files", "syscalls", "driver.ownership", "driver.whiteout"},
     "driver.home": {
         "files",
         "syscalls",

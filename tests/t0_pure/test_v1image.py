@@ -88,8 +88,9 @@ def test_validate_id(id_, good):
             validate_id(id_)
 
 
-TEXT = st.text()
-CONFIG = st.dictionaries(TEXT, st.recursive(st.none() | st.booleans() | st.integers() | TEXT, st.lists))
+TEXT = st.text(max_size=9)
+VALUE = st.none() | st.booleans() | st.integers() | TEXT
+CONFIG = st.dictionaries(TEXT, VALUE | st.lists(VALUE, max_size=2), max_size=2)
 
 
 @given(TEXT, TEXT, CONFIG, st.none() | CONFIG, st.integers(-1, 2**63 - 1))

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize
+from hypothesis.stateful import initialize, invariant
 from support import model, naive
 from support.filesystem_model import Filesystem, expected_changes
 from support.layers import add, stack
+from support.model import Op, Thing
 from support.stacks import stacks
 from support.tars import Stream, folder, hard_link, member, tar
 from support.union_machine import UnionMachine
@@ -47,6 +48,23 @@ def told_apart(layers):
         if not stat.S_ISDIR(thing.kind):
             thing.mtime = number
     return layers
+
+
+LINKED = st.lists(
+    st.sampled_from(["a", "d", "b/a", "b/c/a", "b/c/b", "b/c/d/a", "b/c/d/b", "c/d/a", "c/d/b"]),
+    min_size=2,
+    max_size=6,
+    unique=True,
+)
+
+
+@st.composite
+def layers_with_links(draw):
+    """Layers of which the lowest has hard links between directories, also deep ones."""
+    first, *others = draw(LINKED)
+    links = [Op("link", path, None, first) for path in others]
+    made = Op("make", first, Thing(stat.S_IFREG, 0o644, content=b"linked"))
+    return told_apart([[made, *links], *draw(stacks(Ownership.OVERRIDE))])
 
 
 def check(driver, cache_id, others):
@@ -137,9 +155,9 @@ class DriverMachine(UnionMachine):
     @initialize(data=st.data())
     def mount_first(self, data):
         options = {key: data.draw(st.booleans()) for key in ("metacopy", "redirect")}
-        tree, archives = model.stacked(told_apart(data.draw(stacks(Ownership.OVERRIDE))))
+        tree, archives = model.stacked(data.draw(layers_with_links()))
         self.watched, self.hidden_links, self.plain_symlinks = "at the end", (), False
-        self.put_back = data.draw(st.booleans())
+        self.put_back, self.forgetful = data.draw(st.booleans()), data.draw(st.booleans())
         self.scratch = Path(tempfile.mkdtemp(prefix="driver-model-"))
         self.disk = Layered(self.scratch, archives, data.draw(st.sampled_from(Spelling)), **options)
         self.fs = Filesystem(tree)
@@ -149,6 +167,25 @@ class DriverMachine(UnionMachine):
         self.disk.make_upper(Metadata(root.mode, root.uid, root.gid, root.mtime_ns, xattrs=root.xattrs))
         self.lowers = fingerprint(self.disk.lowers)
         self._mount()
+
+    @invariant()
+    def a_kernel_that_remembers_nothing(self):
+        if getattr(self, "forgetful", False):
+            self._drop_caches()
+
+    def _remove(self, parent, name, verb, *, evict):
+        self._settle_linked(parent, name)
+        super()._remove(parent, name, verb, evict=evict)
+
+    def _rename(self, old, old_name, new, new_name, flags, *, evict):
+        self._settle_linked(new, new_name)
+        super()._rename(old, old_name, new, new_name, flags, evict=evict)
+
+    def _settle_linked(self, parent, name):
+        """Who takes a name away from a file that has more waits for its copy-up."""
+        inode = parent.children.get(name)
+        if inode is not None and inode.links > 1:
+            self._settle(inode)
 
     def _check_diff(self):
         driver, rw, chain = self.disk.driver, self.disk.rw, self.disk.chain

@@ -6,6 +6,7 @@ limits of `Limits` do not help where one entry is dear.  What is unpacked is rem
 
 import os
 from contextlib import suppress
+from itertools import chain, count
 
 import pytest
 from support.arena import Pieces, bounded
@@ -39,12 +40,10 @@ def sparse_map(count):
 
 
 CASES = {
-    "whiteouts far down": lambda: (member(DEEP + b".wh.%d" % i) for i in range(2000)),
-    "opaque directories far down": lambda: (member(b"%d/" % i + DEEP + b".wh..wh..opq") for i in range(2000)),
+    "whiteouts far down": lambda: (member(DEEP + b".wh.%d" % i) for i in range(600)),
+    "opaque directories far down": lambda: (member(b"%d/" % i + DEEP + b".wh..wh..opq") for i in range(600)),
     "directories far down": lambda: (folder(b"%d/" % i + DEEP) for i in range(4)),
-    "long names of directories": lambda: (
-        folder((b"%06d" % i + b"d" * 240 + b"/") * 16) for i in range(1500)
-    ),
+    "long names of directories": lambda: (folder((b"%06d" % i + b"d" * 240 + b"/") * 16) for i in range(800)),
     "xattrs of directories": lambda: (
         folder(f"d{i}", extra={f"SCHILY.xattr.user.{j}": b"v" * 65000 for j in range(14)}) for i in range(100)
     ),
@@ -69,6 +68,26 @@ def test_an_entry_costs_little(tmp_path, name):
         unpack(stream, place, Nothing(), Ownership.OVERRIDE, Spelling.DEVICE, Limits())
     with bounded(seconds=5):
         remove_tree(directory)
+
+
+#: Without end: what has to be remembered until the end of the tar.
+KEPT = {
+    "directories": lambda i: folder(b"%d" % i),
+    "long names of directories": lambda i: folder((b"%d-" % i + b"d" * 240 + b"/") * 8),
+    "whiteouts": lambda i: member(b".wh.%d" % i),
+    "long names of whiteouts": lambda i: member(b"d/" * 400 + b".wh.%d" % i),
+    "opaque directories": lambda i: member(b"%d/.wh..wh..opq" % i),
+    "hard links": lambda i: hard_link(b"h%d" % i, "f"),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_what_is_kept_in_memory_is_limited(tmp_path, kind):
+    directory = tmp_path / "layer"
+    directory.mkdir()
+    stream, place = Pieces(chain([member("f")], map(KEPT[kind], count()))), os.fsencode(directory)
+    with bounded(seconds=20, size=24 << 20), pytest.raises(InvalidLayer):
+        unpack(stream, place, Nothing(), Ownership.OVERRIDE, Spelling.DEVICE, Limits(memory=4 << 20))
 
 
 def test_a_file_with_many_names_below(driver):

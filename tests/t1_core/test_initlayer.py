@@ -79,26 +79,29 @@ OBSTACLES = {
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
-@pytest.mark.parametrize("name", MADE)
-def test_whatever_is_in_the_way_goes(tree, name, obstacle):
-    path = tree / name
-    path.parent.mkdir(exist_ok=True)
-    OBSTACLES[obstacle](path, tree.parent / "victim")
-    setup_init_layer(tree)
-    assert modes(tree) == MADE
-    assert os.readlink(tree / "etc/mtab") == "/proc/mounts"
-    assert (tree / "etc/hosts").stat().st_size == 0
+def test_whatever_is_in_the_way_goes(tree, obstacle):
+    for number, name in enumerate(MADE):
+        root = tree / str(number)
+        path = root / name
+        path.parent.mkdir(parents=True)
+        OBSTACLES[obstacle](path, tree.parent / "victim")
+        setup_init_layer(root)
+        assert modes(root) == MADE, name
+        assert os.readlink(root / "etc/mtab") == "/proc/mounts"
+        assert (root / "etc/hosts").stat().st_size == 0
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_directories_stay_as_they_are(tree, name):
+def test_directories_stay_as_they_are(tree):
     """Also where a file is wanted."""
-    (tree / name).mkdir(parents=True)
-    (tree / name / "own").write_text("own")
-    (tree / name).chmod(0o700)
-    setup_init_layer(tree)
-    assert modes(tree) == MADE | {name: stat.S_IFDIR | 0o700, f"{name}/own": stat.S_IFREG | 0o644}
-    assert (tree / name / "own").read_text() == "own"
+    for number, name in enumerate(MADE):
+        root = tree / str(number)
+        path = root / name
+        path.mkdir(parents=True)
+        (path / "own").write_text("own")
+        path.chmod(0o700)
+        setup_init_layer(root)
+        assert modes(root) == MADE | {name: stat.S_IFDIR | 0o700, f"{name}/own": stat.S_IFREG | 0o644}
+        assert (path / "own").read_text() == "own"
 
 
 def test_files_of_the_image_come_out_empty(tree):

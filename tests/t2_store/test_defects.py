@@ -107,11 +107,12 @@ def test_d1_a_damaged_layer_does_not_keep_the_store_from_opening(reopened, base,
 
 def test_d2_d24_a_layer_that_cannot_be_named_is_nowhere(layers, reopened, base, store_root):
     """Not in the driver, not in memory; the parent is not kept; and then it is registered."""
-    before = layers.driver.list_layers()
+    before, fds = layers.driver.list_layers(), len(os.listdir("/proc/self/fd"))
     for parent in (None, base.chain_id):
         with pytest.raises(OSError, match=r"store\.db"), Full():
             layers.register(Stream(B), parent)
     assert layers.driver.list_layers() == before
+    assert len(os.listdir("/proc/self/fd")) == fds
     assert problems(store_root) == []
     assert set(layers.map()) == set(reopened().map()) == {base.chain_id}
     child = layers.register(Stream(B), base.chain_id)
@@ -132,6 +133,16 @@ def test_d3_a_layer_whose_files_cannot_be_deleted_is_no_zombie(layers, base, sto
     assert problems(store_root) == []
     again = layers.register(Stream(A))
     assert names(layers, again) == [b"a"]
+
+
+def test_d3_a_layer_whose_row_cannot_be_deleted_is_still_held(layers, reopened, base):
+    """The handle is good: it keeps the layer, and can be given back."""
+    other = reopened()
+    with pytest.raises(OSError, match=r"store\.db"), Full():
+        layers.release(base)
+    assert other.release(other.get(base.chain_id)) == []
+    assert names(layers, base) == [b"a"]
+    assert [gone.chain_id for gone in layers.release(base)] == [base.chain_id]
 
 
 def test_d4_d27_counts_do_not_go_below_nothing(layers, base):
@@ -183,7 +194,7 @@ def test_d5_an_rw_layer_that_cannot_be_deleted_is_not_lost(layers, reopened, bas
 @pytest.mark.parametrize("when", ["before", "in the init function"])
 def test_d6_d7_an_rw_layer_that_cannot_be_named_is_nowhere(layers, reopened, base, store_root, when):
     """Neither the layer nor its init layer, nor a part of its record."""
-    full = Full()
+    full, fds = Full(), len(os.listdir("/proc/self/fd"))
     try:
         if when == "before":
             full.__enter__()
@@ -193,6 +204,7 @@ def test_d6_d7_an_rw_layer_that_cannot_be_named_is_nowhere(layers, reopened, bas
             )
     finally:
         full.__exit__()
+    assert len(os.listdir("/proc/self/fd")) == fds
     assert problems(store_root) == []
     assert layers.driver.list_layers() == [base.record.cache_id]
     assert layers.rw_layers() == reopened().rw_layers() == []

@@ -1,5 +1,7 @@
 """Whatever bytes are registered: the store then has the layer, and its tar for who asks, or is as it was."""
 
+import stat
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,3 +63,35 @@ def test_wild_archives(store, random, change, on_lower):
                 layer.tar_stream()
         store.release(layer)
     assert problems(root) == []
+
+
+@settings(max_examples=40)
+@given(st.randoms(use_true_random=False))
+def test_wild_archives_on_an_rw_layer(store, random):
+    """Three on one layer, where each meets the symlinks of those before; what comes of it is committed."""
+    store, driver, root, lower = store
+    before, archives = store.map(), [wild.archive(random) for _ in range(3)]
+    layer = store.create_rw_layer("rw", lower)
+    try:
+        for archive in archives:
+            shown = seen(driver, layer.record.mount_id)
+            try:
+                layer.apply_diff(Stream(archive))
+            except InvalidLayer:
+                assert seen(driver, layer.record.mount_id) == shown
+        committed = store.commit(layer)
+        there = seen(driver, committed.record.cache_id)
+        store.release(committed)
+        assert there == seen(driver, layer.record.mount_id)
+        assert harmful(driver.path) == []
+    finally:
+        store.release_rw_layer(layer)
+    assert store.map() == before
+    assert problems(root) == []
+
+
+def seen(driver, layer):
+    """The tree, without inode numbers and how many names a directory has, which depend on the layers."""
+    with driver.union(layer) as union:
+        found = {path: entry._replace(ino=0) for path, entry in tree(union).items()}
+    return {path: e._replace(nlink=0) if e.kind == stat.S_IFDIR else e for path, e in found.items()}

@@ -82,6 +82,7 @@ def archive(graph, id_, base):
 @pytest.mark.parametrize(
     ("action", "before", "after"), [(register, False, True), (delete, True, False), (archive, True, True)]
 )
+@pytest.mark.timeout(600 if DEEP else 120)
 def test_killed_at_any_call(reopened, store_root, action, before, after):
     (base,), wanted = chain(reopened(), A), image().id
 
@@ -98,7 +99,7 @@ def test_killed_at_any_call(reopened, store_root, action, before, after):
     calls = run(act)
     assert calls > 40
     seen = set()
-    for number in range(1, calls + 1, 1 if DEEP else calls // 9):
+    for number in range(1, calls + 1, 1 if DEEP else calls // 6):
         prepare()
         assert run(act, kill_at=number) < number  # not one call more
         assert [line for line in problems(store_root) if "missing" in line] == [], number
@@ -168,7 +169,7 @@ except ValueError:
 
 MIXED = """
 random.seed(sys.argv[4])
-for i in range(20):
+for i in range(14):
     found = list(graph.walk_all())
     try:
         if random.random() < 0.6 or not found:
@@ -228,7 +229,7 @@ def test_registering_and_deleting_at_once(reopened, processes, store_root):
     made = {line for line in lines if not line.startswith("-")}
     graph = reopened()
     assert set(graph.map()) == made - {line[1:] for line in lines if line.startswith("-")}
-    assert len(made) > 20
+    assert len(made) > 12
     assert sql(store_root, "PRAGMA foreign_key_check") == []
     assert all(names(graph, id_) for id_ in graph.heads())
     assert problems(store_root) == []

@@ -185,6 +185,7 @@ def test_layer_migration_no_tarsplit(layers, tmp_path):
     adopted = register_by_graph_id(layers, graph[0], None, diff_id, tmp_path / "first", size)
     registered = layers.register(Stream(tars[0]))
     assert registered.record == adopted.record
+    assert (adopted.diff_size, layers.driver.diff_size(graph[0], None)) == (500, 500)
     assert registered.record.cache_id == graph[0]
     assert exact(adopted) == tars[0]
 

@@ -6,6 +6,7 @@ record that they keep of a layer (``<driver>-layers/<id>.tar-split.gz``) has one
 later versions of theirs, and ours, leave out.
 """
 
+import functools
 import gzip
 import io
 import json
@@ -22,7 +23,7 @@ from support_real.commands import IN_NAMESPACE, remove_all
 from fusestore.store.storage import Store
 from fusestore.store.tarsplit import assemble
 
-pytestmark = pytest.mark.xdist_group("tarsplit of podman")  # they share what takes seconds to load
+pytestmark = pytest.mark.xdist_group("podman")  # they share what takes seconds to load
 
 # What podman takes, but cannot give back with its own record.
 ONE_WAY = {name for name in archives.LAYERS if "pax sparse" in name} | {"whiteouts with content"}
@@ -80,6 +81,7 @@ class Podman:
     def __init__(self, top, driver):
         self.top, self.driver, self.records = top, driver, top / f"graph/{driver}-layers"
         self.tars = {layouts.sha256(tar): tar for name, tar in archives.LAYERS.items() if name not in REFUSED}
+        top.mkdir()
         (top / "image").write_bytes(
             layouts.docker_archive(list(self.tars.values()), "localhost/image:latest")
         )
@@ -111,13 +113,19 @@ class Podman:
             return b"".join(assemble(record, self.files(digest), digest))
 
 
-@pytest.fixture(scope="module", params=["vfs", "overlay"])
-def podman(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """podman's stores by driver, made when first asked for."""
     top = tmp_path_factory.mktemp("podman")
     try:
-        yield Podman(top, request.param)
+        yield functools.cache(lambda driver: Podman(top / driver, driver))
     finally:
         remove_all(top)
+
+
+@pytest.fixture(params=["vfs", "overlay"])
+def podman(stores, request):
+    return stores(request.param)
 
 
 def named(name):

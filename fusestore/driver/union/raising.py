@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from fusestore.driver.union import copyup
 from fusestore.driver.union.copyup import CopyUp
-from fusestore.driver.union.layerdir import METACOPY, ORIGIN, REDIRECT, Attr, LayerDir, Place
+from fusestore.driver.union.layerdir import METACOPY, ORIGIN, REDIRECT, WHITEOUT, Attr, LayerDir, Place
 from fusestore.driver.union.merged import PATH_LIMIT, MergedUnion, stale
 from fusestore.driver.union.nodes import ROOT, Live, Node
 from fusestore.driver.union.resolve import Entry, join
@@ -160,6 +160,9 @@ class RaisingUnion(MergedUnion):
             below.append(node)
             node = node.parent
         for node in reversed(below):
+            if self.tree.look(self.place(node)) not in (None, WHITEOUT):
+                node.upper, node.listing = True, None  # by another node of this directory (`_directory`)
+                continue
             staged = copyup.stage_other(node, self.upper, self._marks(node))
             self._place(node, staged)
             node.upper, node.listing = True, None
@@ -209,7 +212,7 @@ class RaisingUnion(MergedUnion):
         found = []
         for path in node.layers[0].find_links(node.path):
             directory, name = self._directory(path.rpartition(b"/")[0]), path.rpartition(b"/")[2]
-            if directory is None or (directory is node.parent and name == node.name):
+            if directory is None or (directory.ino == node.parent.ino and name == node.name):
                 continue
             entry = self.step(directory, self.place(directory), name)
             if entry and not entry.upper and entry.layers[0] is node.layers[0] and entry.path == path:
