@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -251,6 +251,13 @@ class FuseDriver(Home):
         """How many `get` have not been given back; none where somebody else has unmounted it."""
         count = super().mounted(cache_id)
         return count if mounter.find(self._mountpoint(cache_id), self._runroot) is not None else 0
+
+    def cleanup(self) -> None:
+        """Delete what dead processes left behind, also mountpoints on which nothing is mounted."""
+        super().cleanup()
+        for mountpoint in list((self._runroot / "mnt").glob("[0-9a-f]" * 64)):
+            with suppress(OSError):  # it is in use
+                mountpoint.rmdir()
 
     def _mountpoint(self, cache_id: CacheID) -> Path:
         directory = self._runroot / "mnt"

@@ -209,15 +209,19 @@ def _start(spec: MountSpec, mountpoint: Path, fd: int, runroot: Path) -> None:
     log = record.with_suffix(".log")
     order = {"spec": spec.to_json(), "mountpoint": str(mountpoint), "record": str(record), "fd": fd}
     # -P: python must not look for modules in the caller's working directory.
-    with open(log, "wb") as stderr:
-        server = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fusestore.driver.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            pass_fds=[fd],
-            start_new_session=True,
-        )
+    try:
+        with open(log, "wb") as stderr:
+            server = subprocess.Popen(
+                [sys.executable, "-P", "-m", "fusestore.driver.server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                pass_fds=[fd],
+                start_new_session=True,
+            )
+    except OSError:
+        log.unlink(missing_ok=True)
+        raise
     assert server.stdin is not None
     assert server.stdout is not None
     with server.stdin, server.stdout:

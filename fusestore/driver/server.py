@@ -128,6 +128,11 @@ async def _run(loop: Loop, mountpoint: str) -> None:
             nursery.cancel_scope.cancel()
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for a reply that came after the unmount: RELEASE is asynchronous, and nobody waits for it."""
+    return "fuse_reply_* failed with No such file or directory" not in record.getMessage()
+
+
 def serve(
     union: Union,
     spec: MountSpec,
@@ -141,6 +146,8 @@ def serve(
 
     `started` is called when it can be used; `debug` prints every request on stderr.  Raises OSError.
     """
+    for name in ("pyfuse3", "pyfuse3._pyfuse3"):
+        logging.getLogger(name).addFilter(_is_news)
     loop = Loop(fd)
     options = {f"fsname={mounter.source_name(spec)}", "subtype=fusestore"}
     if spec.allow_root:

@@ -19,6 +19,7 @@ layers only, and so does a whiteout: ``foo`` beside ``.wh.foo`` in one layer sta
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from enum import Enum
 
@@ -76,7 +77,7 @@ def make(directory: int, name: bytes, spelling: Spelling) -> None:
 
 def probe(directory: int) -> Spelling:
     """The spelling that the filesystem behind fd `directory` and our privileges allow."""
-    name = b".whiteout-probe-%d" % os.getpid()
+    name = b".whiteout-probe-" + secrets.token_hex(8).encode()
     try:
         make(directory, name, Spelling.DEVICE)
     except PermissionError:

@@ -3,9 +3,13 @@
 ::
 
     database     the one SQLite file: its schema, transactions, how to refuse a bad one
-    metadata     layer rows
-    layer        the handle a caller holds
-    layerstore   `LayerStore`: register, get, map, release
+    metadata     rows of layers and RW layers
+    tarsplit     what a layer's tar holds besides files, and the exact tar again
+    layer        the handles a caller holds: `Layer`, `RWLayer`
+    registered   `RegisteredLayers`: register, get, map, release
+    layerstore   `LayerStore`: that and RW layers by name, changes, commit
+    migration    layers that a driver has already
+    graph        `Graph`: docker 1.7's images by random id; v1image, initlayer, truncindex are its parts
     images       image rows, names, manifests and configurations
     storage      `Store`: all of it in one place, with the rules that span them
 
