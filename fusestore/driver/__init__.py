@@ -6,9 +6,12 @@ A driver keeps each layer as a plain directory under its *home* and mounts a cha
 Stores see `api` and nothing else of this package.
 
 ====================  =============================================================================
-layers on disk        `layout` (names, locks, what drivers share), `ownership`, `whiteout`, `acl`
-ingest                `apply` (tar -> directory), `confine` (never leaves it), `below` (what lies under it)
-back out              `diff` (what a layer changes, as a list and as a tar)
+layers on disk        `home` (names, locks, what drivers share), `layout`, `ownership`, `whiteout`, `acl`,
+                      `counter` (who has got a layer)
+ingest                `apply` (tar -> directory), `confine` (never leaves it), `below` (what lies under it),
+                      `merge` (that into a tree that is there)
+back out              `diff` (what a layer changes, as a list and as a tar), `flush` (out of a mount, first),
+                      `getter` (a layer's files by the names of its tar)
 the union, no FUSE    `union.*`: see there
 the union, mounted    `operations`, `writable_operations`, `raw_requests` (pyfuse3 and what it leaves out),
                       `idmap`, `loop`, `server` (the process), `mounter` (starts it)

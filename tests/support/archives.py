@@ -79,6 +79,12 @@ LAYERS = {
     "v7": tar(member("d/", mode=0o755, magic=V7, kind=b"\0"), member("d/f", b"abc", magic=V7, kind=b"\0")),
     "ustar with a prefix": tar(header(b"name", tail=b"some/prefix", size=3) + padded(b"abc")),
     "gnu": tar(folder("d", magic=GNU), member("d/f", b"abc", magic=GNU)),
+    "gnu with a prefix by old Go": tar(
+        header(b"name", magic=GNU, tail=b"some/prefix", size=3) + padded(b"abc")
+    ),
+    "an empty long name": tar(header(b"././@LongLink", kind=b"L", magic=GNU), member("f", b"abc")),
+    "two pax headers": tar(pax([("path", "lost")]), pax([("mtime", "1")]), member("f", b"abc")),
+    "pax before a global header": tar(pax([("path", "lost")]), pax([("a", "b")], b"g"), member("f", b"abc")),
     "contiguous": tar(member("f", b"abc", kind=b"7")),
     "sizes": tar(*(member(f"{size}", NOISE[:size]) for size in SIZES)),
     "more than a buffer": tar(member("big", NOISE * 2 + b"!"), member("after", b"x")),

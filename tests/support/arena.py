@@ -80,15 +80,17 @@ def harmful(directory: Path) -> list[str]:
 
 
 class Pieces:
-    """A stream made while it is read, so that a bomb takes no room here."""
+    """A stream made while it is read, so that a bomb takes no room here; how much it gave, and when last."""
 
     def __init__(self, members: Iterable[bytes]) -> None:
         self._pieces, self._rest = iter(members), b""
+        self.given, self.last = 0, 0.0
 
     def read(self, size: int, /) -> bytes:
         while len(self._rest) < size and (piece := next(self._pieces, None)) is not None:
             self._rest += piece
         data, self._rest = self._rest[:size], self._rest[size:]
+        self.given, self.last = self.given + len(data), time.process_time()
         return data
 
 

@@ -49,11 +49,11 @@ def disassembled(archive: bytes) -> bytes:
         kind, size = block[156:157], _number(block[124:136])
         data = at + BLOCK
         if kind in b"xLK":
-            extended |= _extension(kind, archive[data : data + size])
+            extended = _extended(extended, kind, archive[data : data + size])
             at = data + size + -size % BLOCK
             continue
         if kind == b"g":
-            records = _records(archive[data : data + size])
+            records, extended = _records(archive[data : data + size]), {}
             name, content, data = records.get(b"path", _name(block)), b"", data + size
         else:
             name = extended.get(b"L") or extended.get(b"path") or _name(block)
@@ -106,12 +106,17 @@ def _number(field: bytes) -> int:
 
 
 def _name(block: bytes) -> bytes:
+    """With the prefix of ustar, which Go wrote in GNU headers too, in the place of two times, until 1.8."""
     name, prefix = (field.partition(b"\0")[0] for field in (block[:100], block[345:500]))
-    return prefix + b"/" + name if prefix and block[257:263] == b"ustar\0" else name
+    no_times = prefix.strip(b" 01234567") and prefix.isascii()
+    return prefix + b"/" + name if prefix and (block[257:263] == b"ustar\0" or no_times) else name
 
 
-def _extension(kind: bytes, data: bytes) -> dict[bytes, bytes]:
-    return _records(data) if kind == b"x" else {kind: data.partition(b"\0")[0]}
+def _extended(found: dict[bytes, bytes], kind: bytes, data: bytes) -> dict[bytes, bytes]:
+    """Long names add to what was there; records take the place of earlier ones."""
+    if kind == b"x":
+        return {key: found[key] for key in (b"L", b"K") if key in found} | _records(data)
+    return found | {kind: data.partition(b"\0")[0]}
 
 
 def _records(data: bytes) -> dict[bytes, bytes]:

@@ -93,6 +93,7 @@ def has_sockets(tree):
 
 
 @given(stacks(Ownership.OVERRIDE).map(told_apart))
+@settings(max_examples=settings().max_examples // 2)
 def test_layers_of_random_tars(layers):
     _, archives = model.stacked(layers)
     found = []

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from support import model, naive
 from support.layers import add, stack
 from support.stacks import stacks
@@ -118,6 +118,7 @@ def test_apply_diff_on_an_rw_layer(driver, case):
 
 @pytest.mark.parametrize("kind", DRIVERS)
 @given(stacks(Ownership.OVERRIDE))
+@settings(max_examples=settings().max_examples // 2)
 def test_random_tars_on_an_rw_layer(kind, layers):
     """All but the first in one RW layer: the model of as many layers."""
     tree, archives = model.stacked(layers)

@@ -5,12 +5,14 @@ limits of `Limits` do not help where one entry is dear.  What is unpacked is rem
 """
 
 import os
-from contextlib import suppress
+import time
+from contextlib import nullcontext, suppress
 from itertools import chain, count
 
 import pytest
 from support.arena import Pieces, bounded
-from support.layers import stack
+from support.hostile_rows import LIMITS, REFUSED, ROWS
+from support.layers import stack, unpacked
 from support.tars import Stream, folder, hard_link, member, padded, pax, symlink, tar
 
 from fusestore.digest import new_cache_id
@@ -88,6 +90,32 @@ def test_what_is_kept_in_memory_is_limited(tmp_path, kind):
     stream, place = Pieces(chain([member("f")], map(KEPT[kind], count()))), os.fsencode(directory)
     with bounded(seconds=20, size=24 << 20), pytest.raises(InvalidLayer):
         unpack(stream, place, Nothing(), Ownership.OVERRIDE, Spelling.DEVICE, Limits(memory=4 << 20))
+
+
+@pytest.mark.parametrize("row", [row for row, (_, expected) in ROWS.items() if expected == REFUSED])
+def test_what_is_refused_is_refused_at_once(tmp_path, row):
+    """Within a moment of the block that is wrong, and a bomb within a buffer of its limit."""
+    (tmp_path / "layer").mkdir()
+    members, _ = ROWS[row]
+    stream = Pieces(members() if callable(members) else members)
+    place = os.fsencode(tmp_path / "layer")
+    with pytest.raises(InvalidLayer):
+        unpack(stream, place, Nothing(), Ownership.OVERRIDE, Spelling.DEVICE, LIMITS)
+    assert time.process_time() - stream.last < 0.5
+    assert stream.given <= LIMITS.size + (2 << 20)
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(2, False), (3, True), (4, True)])
+def test_implied_directories_count_as_entries(tmp_path, limit, fits):
+    with nullcontext() if fits else pytest.raises(InvalidLayer, match="2 entries"):
+        unpacked(tar(member("a/b/f")), tmp_path / "d", limits=Limits(entries=limit))
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(14, False), (15, True), (16, True)])
+def test_xattrs_count_as_content(tmp_path, limit, fits):
+    archive = tar(member("f", b"12345", extra={"SCHILY.xattr.user.a": b"1234567890"}))
+    with nullcontext() if fits else pytest.raises(InvalidLayer, match="14 bytes"):
+        unpacked(archive, tmp_path / "d", limits=Limits(size=limit))
 
 
 def test_a_file_with_many_names_below(driver):

@@ -74,6 +74,18 @@ def test_an_image_that_is_damaged(graph, reopened, store_root, damage, mend):
     assert graph.exists(bad.id) == (mend != "delete")
 
 
+def test_what_somebody_else_has_mended_is_not_touched(graph, reopened, store_root):
+    (bad,), other = chain(graph, B), reopened()
+    garble(graph, store_root, bad.id)
+    graph.restore()
+    graph._refresh = lambda: None
+    other.register(V1Image(id=bad.id), Stream(A))
+    with pytest.raises(ValueError, match="already exists"):
+        graph.register(V1Image(id=bad.id), Stream(B))
+    assert names(other, bad.id) == [b"a"]
+    assert problems(store_root) == []
+
+
 def test_a_damaged_parent(graph, reopened):
     base, top = chain(graph, A, B)
     garble(graph, graph._tmp.parent, base.id)

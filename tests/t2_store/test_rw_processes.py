@@ -170,7 +170,7 @@ print(made)
 
 def test_one_name_used_by_many(processes, layers, base, store_root):
     """Get or make, mount, write, unmount, release: nobody meets half of it, and in the end it is gone."""
-    rounds = {"fuse": 4, "vfs": 25}[layers.driver.name]
+    rounds = {"fuse": 4, "vfs": 60}[layers.driver.name]
     children = [processes(USE, base.chain_id, rounds) for _ in range(3)]
     await_ready(*children)
     assert sum(map(int, go(*children))) >= 1
