@@ -46,7 +46,7 @@ assert _HEADER.size == BLOCK
 _GNU_MAGIC = b"ustar  \0"
 _ZERO = bytes(BLOCK)
 _DECIMAL_TIME = re.compile(rb"(-?)(\d{1,20})(?:\.(\d{0,64}))?")
-_DECIMAL = re.compile(rb"\d{1,20}")
+_DECIMAL = re.compile(rb"0*\d{1,20}")
 
 Extent = tuple[int, int]  # offset and length of a piece of data in a sparse file
 
@@ -489,7 +489,7 @@ def _names(fields: tuple[bytes, ...], extensions: _Extensions) -> tuple[bytes, b
         name = prefix + b"/" + name
     records = extensions.records
     for long, key in ((extensions.long_name, b"path"), (extensions.long_link, b"linkpath")):
-        if long is not None and key in records and records[key] != long:
+        if long and key in records and records[key] != long:
             raise InvalidLayer("a GNU long name and a PAX path that differ", long)
     name, link = extensions.long_name or name, extensions.long_link or link
     return records.get(b"path", name), records.get(b"linkpath", link)

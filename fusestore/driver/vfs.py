@@ -46,10 +46,13 @@ class VfsDriver(Home):
     @contextmanager
     def removing(self, cache_id: CacheID) -> Iterator[None]:
         """As for all drivers; no mount keeps the layer, so the count has to."""
+        with super().removing(cache_id):
+            self._refuse_mounted(cache_id)
+            yield
+
+    def _refuse_mounted(self, cache_id: CacheID) -> None:
         if self.mounted(cache_id):
             raise LayerInUse(cache_id, "it is mounted")
-        with super().removing(cache_id):
-            yield
 
     def _complete(self, cache_id: CacheID) -> None:
         self._take_over(cache_id)
@@ -83,6 +86,7 @@ class VfsDriver(Home):
         """Unpack the tar beside the tree, then merge it in.  Raises InvalidLayer, OSError."""
         if self.is_read_write(cache_id):
             with self.hold(cache_id):
+                self._refuse_mounted(cache_id)
                 return self._apply(self.path / cache_id, cache_id, stream, limits, record)
         directory, parent = self.staged(cache_id)
         return self._apply(directory, parent, stream, limits, record)
@@ -129,9 +133,7 @@ class VfsDriver(Home):
 
     def get(self, cache_id: CacheID) -> bytes:
         """The tree on disk."""
-        if not self.exists(cache_id):
-            raise FileNotFoundError(f"{cache_id}: no such layer")
-        with self._counter.users(cache_id) as users:
+        with self.hold(cache_id), self._counter.users(cache_id) as users:
             users[0] += 1
         return os.fsencode(self.path / cache_id / "diff")
 

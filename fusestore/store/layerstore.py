@@ -217,16 +217,20 @@ class LayerStore(RegisteredLayers):
         Of one that is there, the other arguments are ignored.  What comes back is no handle: the layer stays
         until `delete_mount`, and there is nothing to release.
         """
-        try:
-            layer = self._named(name)
-        except RWLayerNotFound:
-            with suppress(MountNameConflict):  # another process was faster
-                made = self.create_rw_layer(name, parent, mount_label=mount_label, init_func=init_func)
-                self._rw_handles.remove(made)
-                made.drop()
-            layer = self._named(name)
-        layer.mount()
-        return layer
+        while True:
+            try:
+                layer = self.get_rw_layer(name)
+            except RWLayerNotFound:
+                try:
+                    layer = self.create_rw_layer(name, parent, mount_label=mount_label, init_func=init_func)
+                except MountNameConflict:  # another process was faster
+                    continue
+            try:
+                layer.mount()
+            finally:
+                self._rw_handles.remove(layer)
+                layer.drop()
+            return layer
 
     def unmount(self, name: str) -> None:
         """Give back one mount.  Raises RWLayerNotFound, NotMounted."""

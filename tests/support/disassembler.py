@@ -108,8 +108,8 @@ def _number(field: bytes) -> int:
 def _name(block: bytes) -> bytes:
     """With the prefix of ustar, which Go wrote in GNU headers too, in the place of two times, until 1.8."""
     name, prefix = (field.partition(b"\0")[0] for field in (block[:100], block[345:500]))
-    no_times = prefix.strip(b" 01234567") and prefix.isascii()
-    return prefix + b"/" + name if prefix and (block[257:263] == b"ustar\0" or no_times) else name
+    old_go = block[257:265] == b"ustar  \0" and prefix.strip(b" 01234567") and prefix.isascii()
+    return prefix + b"/" + name if prefix and (block[257:263] == b"ustar\0" or old_go) else name
 
 
 def _extended(found: dict[bytes, bytes], kind: bytes, data: bytes) -> dict[bytes, bytes]:

@@ -1,17 +1,16 @@
-"""Graphs on disk, images to register, and what is wrong with a store that has images."""
+"""Graphs on disk, and images to register in them."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from support import fsck
+from support.fsck import problems
 from support.layers import paths
 from support.tars import Stream
 
 from fusestore.digest import new_cache_id
 from fusestore.driver.fuse import FuseDriver
-from fusestore.driver.home import short_name
 from fusestore.driver.vfs import VfsDriver
 from fusestore.store.database import Database
 from fusestore.store.graph import Graph
@@ -41,16 +40,7 @@ def graphs(driver: str, root: Path, runroot: Path) -> Iterator[Callable[[], Grap
         while heads := graph.heads():
             for id_ in heads:
                 graph.delete(id_)
-    assert fsck.problems(root) == []
-
-
-def problems(root: Path) -> list[str]:
-    """What is wrong with the store on disk, by all its rows; nobody may be working with it."""
-    rows = sql(root, "SELECT cache_id FROM graph_images")
-    named = {cache_id for row in rows for cache_id in (row[0], short_name(row[0]))}
-    found = [line for line in fsck.problems(root) if named.isdisjoint(line.replace(":", "").split())]
-    homes = [root / driver / row[0] for row in rows for driver in DRIVERS if (root / driver).is_dir()]
-    return found + [f"{home} is missing" for home in homes if not (home / "diff").is_dir()]
+    assert problems(root) == []
 
 
 def sql(root: Path, statement: str, *values: object) -> list[tuple]:

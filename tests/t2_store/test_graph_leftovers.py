@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 import pytest
-from support import fsck
-from support.graphs import DRIVERS, chain, graphs, image, names, problems, sql
+from support.fsck import garbage, problems
+from support.graphs import DRIVERS, chain, graphs, image, names, sql
 from support.tars import Stream, folder, member, tar
 
 from fusestore.digest import new_cache_id
@@ -106,7 +106,7 @@ def test_opening_takes_away_what_dead_processes_left(graph, reopened, store_root
     (store_root / "tmp" / "left").mkdir()
     graph.driver.create(new_cache_id())
     with graph.mktemp() as mine, graph.temp_layer_archive(chain(graph, A)[0].id) as archive:
-        assert len(fsck.garbage(store_root)) > 2
+        assert len(garbage(store_root)) > 2
         other = reopened()
         assert mine.is_dir()
         assert len(archive.read()) == archive.size

@@ -148,3 +148,19 @@ def test_s2_what_follows_the_end_is_hashed_in_little_memory(intact):
     layer = intact.store.register(Pieces(pieces), intact.lower.chain_id)
     assert layer.diff_size == 0
     intact.store.release(layer)
+
+
+def test_nothing_is_visible_before_the_last_byte(intact):
+    """Neither a row nor a published layer, at any moment that the source is asked for more."""
+    before = intact.store.map(), intact.driver.list_layers()
+
+    class Looking(Pieces):
+        def read(self, size, /):
+            assert (intact.store.map(), intact.driver.list_layers()) == before
+            return super().read(size)
+
+    pieces = [member("x", bytes(1 << 21)), bytes(1024), bytes(3 << 20)]
+    layer = intact.store.register(Looking(pieces), intact.lower.chain_id)
+    assert intact.store.map() != before[0]
+    assert intact.driver.list_layers() != before[1]
+    intact.store.release(layer)

@@ -9,6 +9,7 @@ import os
 import stat
 
 import pytest
+from support import naive
 from support.layers import add
 from support.tars import Stream, member, tar
 from support_real.graphs import graph, listing
@@ -43,24 +44,35 @@ def writing(files):
 class Base:
     """createBase and verifyBase: two entries with unusual modes and, where a driver can give them, owners."""
 
+    MODES = {"a subdir": stat.S_IFDIR | stat.S_ISVTX | 0o705, "a file": stat.S_IFREG | stat.S_ISUID | 0o222}
+
     def __init__(self, graph):
-        self._owner = (1, 2) if graph.kind == "fuse" or os.geteuid() == 0 else (os.geteuid(), os.getegid())
+        self._graph = graph
+        self._can_chown = graph.kind == "fuse" or os.geteuid() == 0
 
     def make(self, top):
-        directory, file = top / "a subdir", top / "a file"
-        directory.mkdir()
-        file.write_text("Some data")
-        for path, mode in ((directory, 0o705 | stat.S_ISVTX), (file, 0o222 | stat.S_ISUID)):
-            os.chown(path, *self._owner)
-            path.chmod(mode)
+        (top / "a subdir").mkdir()
+        (top / "a file").write_text("Some data")
+        for name, mode in self.MODES.items():
+            if self._can_chown:
+                os.chown(top / name, 1, 2)
+            (top / name).chmod(stat.S_IMODE(mode))
 
-    def verify(self, top):
-        assert sorted(os.listdir(top)) == ["a file", "a subdir"]
-        directory, file = (top / name for name in ("a subdir", "a file"))
-        for path, mode in ((directory, stat.S_IFDIR | 0o1705), (file, stat.S_IFREG | 0o4222)):
-            st = path.lstat()
-            assert (f"{st.st_mode:o}", st.st_uid, st.st_gid) == (f"{mode:o}", *self._owner)
-        assert file.lstat().st_size == 9
+    def verify(self, layer):
+        """In the driver's own view, and in the mounted one; vfs has no mount that could show it."""
+        shown = naive.shown(self._graph.driver, layer)
+        owner = (1, 2) if self._can_chown else (0, 0)
+        for name, mode in self.MODES.items():
+            entry = shown[name.encode()]
+            assert (f"{entry.kind | entry.mode:o}", entry.uid, entry.gid) == (f"{mode:o}", *owner)
+        with self._graph.mounted(layer) as top:
+            assert sorted(os.listdir(top)) == ["a file", "a subdir"]
+            assert os.listdir(top / "a subdir") == []
+            assert (top / "a file").stat().st_size == len("Some data")
+            if self._graph.kind == "fuse":
+                found = {name: (top / name).stat() for name in self.MODES}
+                assert {name: st.st_mode for name, st in found.items()} == self.MODES
+                assert {(st.st_uid, st.st_gid) for st in found.values()} == {owner}
 
 
 def test_create_empty(graph):
@@ -78,14 +90,13 @@ def test_create_empty(graph):
 def test_create_base_and_snap(graph):
     """CreateBase, CreateSnap; a grandchild has the root directory of a child (containers/storage)."""
     base = Base(graph)
-    below = graph.made(None, base.make, base.verify)
-    child = graph.made(below, base.verify, lambda top: top.chmod(0o711))
-    grandchild = graph.made(child, base.verify)
-    with graph.mounted(grandchild) as top:
-        assert f"{top.stat().st_mode:o}" == f"{stat.S_IFDIR | 0o711:o}"
-    with graph.mounted(below) as top:
-        base.verify(top)
-        assert f"{top.stat().st_mode:o}" == f"{stat.S_IFDIR | 0o755:o}"
+    below = graph.made(None, base.make)
+    child = graph.made(below, lambda top: top.chmod(0o711))
+    grandchild = graph.made(child)
+    for layer, mode in ((below, 0o755), (child, 0o711), (grandchild, 0o711)):
+        base.verify(layer)
+        with graph.mounted(layer) as top:
+            assert f"{top.stat().st_mode:o}" == f"{stat.S_IFDIR | mode:o}"
 
 
 def test_create_from_template(graph):
