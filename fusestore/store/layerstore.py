@@ -69,7 +69,8 @@ class LayerStore(RegisteredLayers):
         `init_func` raises; the store is then as it was.
         """
         self.collect()
-        if any(record.name == name for record in self._metadata.mounts()):
+        with suppress(RWLayerNotFound):
+            self._metadata.get_mount(name)
             raise MountNameConflict(name)
         chain, options = self._metadata.chain(parent), dict(storage_opt or {})
         below, mount_id, init_id = chain[0].cache_id if chain else None, new_cache_id(), None

@@ -4,11 +4,13 @@ A process with the shim (support/shim.py) forks one child for each point.  The c
 store and does the operation; another one then looks at what is left, recovers, and does it again.  What must
 hold afterwards is in `Campaign.verify`; the operations are in support/scenes.py.
 
-    LD_PRELOAD=shim.so python -m support.kill_points PLACE [--driver fuse] [--scene commit] [--fault kill] [--points 20]
+    LD_PRELOAD=shim.so python -m support.kill_points PLACE [--driver fuse] [--scene commit] [--fault kill]
+                                                     [--points 20]
 
 does all points, or `--points` of each scene and driver, evenly spread; and at every tenth kill it kills the
-recovery too, at each of its points (with `--points`: at three).  Prints a line for each fault and each failure.
-`--trace` only does the operation, between two looks for a file /MARK, and prints what the shim has counted.
+recovery too, at each of its points (with `--points`: at three).  Prints a line for each fault and each
+failure. `--trace` only does the operation, between two looks for a file /MARK, and prints what the shim has
+counted.
 """
 
 import argparse
@@ -206,7 +208,7 @@ class Campaign:
         return found
 
     def verify(self, said: object) -> None:
-        """In a process of its own: the store is sound at once, recovers, and does what it should have done."""
+        """In a process of its own: the store is sound at once, recovers, does what it should have done."""
         session = self._session()
         _sound(session.root, self.scene.format_1)
         state = _plain(session.state())
@@ -269,8 +271,8 @@ class Campaign:
                     self._kill_recovery(fault, number, call, 3 if share else 0)
             print(
                 f"{self.driver}, {self.name}: {fault}: {self.points - before} points, "
-                f"{len(self.failures) - failures} failed, {self.dirty} left something to clean up, {self.unseen} "
-                f"went unseen, {time.monotonic() - start:.0f} s",
+                f"{len(self.failures) - failures} failed, {self.dirty} left something to clean up, "
+                f"{self.unseen} went unseen, {time.monotonic() - start:.0f} s",
                 flush=True,
             )
 

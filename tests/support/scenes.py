@@ -1,4 +1,4 @@
-"""What a layer store does, one thing at a time, each with what has to be there before: for tests of faults."""
+"""What a layer store does, one thing at a time, each with what has to be there first: for tests of faults."""
 
 import errno
 import hashlib
@@ -124,10 +124,8 @@ class Session:
             rows = {path: row._replace(ino=0) for path, row in tree(union).items()}
             if timeless:
                 rows = {path: row._replace(mtime_ns=0) for path, row in rows.items()}
-            # Directories count their subdirectories as the filesystem below does, which each driver does its way.
+            # Of a directory the filesystem below counts links in its way.
             rows = {p: row._replace(nlink=0) if stat.S_ISDIR(row.kind) else row for p, row in rows.items()}
-        if os.environ.get("FUSESTORE_SCENES_TELL"):
-            return repr(sorted(rows.items()))
         return hashlib.sha256(repr(sorted(rows.items())).encode()).hexdigest()
 
     def close(self) -> None:

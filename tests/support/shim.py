@@ -11,8 +11,8 @@ from pathlib import Path
 
 CHANGE, OPEN, READ = 1, 2, 4
 
-#: Faults by name: what the call does instead, and at which calls. ``kill``: it is not made, and the process is
-#: dead; ``torn``: half of the bytes are written first; ``short``: half of them are, and it goes on.
+#: Faults by name: what the call does instead, and at which calls.  ``kill``: it is not made, and the process
+#: is dead; ``torn``: half of the bytes are written first; ``short``: half of them are, and it goes on.
 FAULTS = {
     "kill": (-1, CHANGE),
     "torn": (-2, CHANGE),
@@ -45,7 +45,7 @@ def environment(library: Path) -> dict[str, str]:
 
 
 def arm(fault: str, number: int) -> None:
-    """From now on count the calls at which `fault` can happen; at the `number`-th, from 1, it does (0: never)."""
+    """Count the calls at which `fault` can happen; at the `number`-th, from 1, it does (0: never)."""
     what, classes = FAULTS[fault]
     _libc.shim_arm(classes, number, what)
 

@@ -17,7 +17,7 @@ from support.wild import sealed
 
 from fusestore.errors import InvalidLayer
 
-COUNT = int(os.environ.get("FUSESTORE_DIFFERENTIAL", "150"))
+COUNT = int(os.environ.get("FUSESTORE_DIFFERENTIAL", "250"))
 WRITERS = ["fusestore", *(f"tarfile {form}" for form in w.TARFILE), *(f"tar {form}" for form in w.GNU_TAR)]
 
 

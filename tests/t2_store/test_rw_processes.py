@@ -283,14 +283,16 @@ FORK = """
 layer = store.register(Stream(tar(member("forked"))))
 rw = store.create_rw_layer("forked", layer.chain_id)
 there, here = os.pipe(), os.pipe()
-if not os.fork():
-    for handle in (layer, rw) * 2:
-        handle.drop()
-    os.close(there[1])
-    os.write(here[1], b"dropped")
-    os.read(there[0], 1)
-    os._exit(0)
-os.read(here[0], 7)
+for drops in (True, False):
+    if not os.fork():
+        if drops:
+            for handle in (layer, rw) * 2:
+                handle.drop()
+        os.close(there[1])
+        os.write(here[1], b"!")
+        os.read(there[0], 1)
+        os._exit(0)
+    os.read(here[0], 1)
 ready()
 assert store.release_rw_layer(rw) == []
 assert len(store.release(layer)) == 1

@@ -41,10 +41,11 @@ def writing(files):
     return work
 
 
+MODES = {"a subdir": stat.S_IFDIR | stat.S_ISVTX | 0o705, "a file": stat.S_IFREG | stat.S_ISUID | 0o222}
+
+
 class Base:
     """createBase and verifyBase: two entries with unusual modes and, where a driver can give them, owners."""
-
-    MODES = {"a subdir": stat.S_IFDIR | stat.S_ISVTX | 0o705, "a file": stat.S_IFREG | stat.S_ISUID | 0o222}
 
     def __init__(self, graph):
         self._graph = graph
@@ -53,7 +54,7 @@ class Base:
     def make(self, top):
         (top / "a subdir").mkdir()
         (top / "a file").write_text("Some data")
-        for name, mode in self.MODES.items():
+        for name, mode in MODES.items():
             if self._can_chown:
                 os.chown(top / name, 1, 2)
             (top / name).chmod(stat.S_IMODE(mode))
@@ -62,7 +63,7 @@ class Base:
         """In the driver's own view, and in the mounted one; vfs has no mount that could show it."""
         shown = naive.shown(self._graph.driver, layer)
         owner = (1, 2) if self._can_chown else (0, 0)
-        for name, mode in self.MODES.items():
+        for name, mode in MODES.items():
             entry = shown[name.encode()]
             assert (f"{entry.kind | entry.mode:o}", entry.uid, entry.gid) == (f"{mode:o}", *owner)
         with self._graph.mounted(layer) as top:
@@ -70,8 +71,8 @@ class Base:
             assert os.listdir(top / "a subdir") == []
             assert (top / "a file").stat().st_size == len("Some data")
             if self._graph.kind == "fuse":
-                found = {name: (top / name).stat() for name in self.MODES}
-                assert {name: st.st_mode for name, st in found.items()} == self.MODES
+                found = {name: (top / name).stat() for name in MODES}
+                assert {name: st.st_mode for name, st in found.items()} == MODES
                 assert {(st.st_uid, st.st_gid) for st in found.values()} == {owner}
 
 

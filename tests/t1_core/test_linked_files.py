@@ -1,0 +1,120 @@
+"""Hard links of a lower layer stay one file, whatever is done to one name and whichever the kernel has seen.
+
+Theory: a node knows its file by one path, and a directory that nobody has looked up has no node that lasts.
+So each way to change a linked file is tried on each name, with nothing, everything or one single name looked
+up before, on groups in one directory, in several, and deep below a directory that is moved.
+"""
+
+import stat
+
+import pytest
+from support import model
+from support.filesystem_model import Filesystem
+from support.layers import find, tree
+from support.model import Op, Thing, above
+from support.union_on_disk import Directories
+
+from fusestore.driver.ownership import Metadata, Ownership
+from fusestore.driver.whiteout import Spelling
+
+GROUPS = {
+    "beside": ["d/a", "d/b"],
+    "in two directories": ["a", "d/b"],
+    "two in one directory": ["a", "d/x/1", "d/x/2"],
+    "deep": ["d/x/y/a", "d/x/y/b"],
+    "at each depth": ["d/a", "d/x/a", "d/x/y/a"],
+    "in two trees": ["d/x/a", "e/x/a", "e/x/b"],
+}
+
+
+class Both:
+    """A union of one layer with a group of links and an empty directory, and the model of it."""
+
+    def __init__(self, place, group, told, metacopy):
+        folders = {directory for path in group for directory in above(path) if directory}
+        ops = [Op("make", path, Thing(stat.S_IFDIR, 0o755)) for path in sorted({*folders, "other"})]
+        ops.append(Op("make", group[0], Thing(stat.S_IFREG, 0o644, content=b"linked")))
+        ops += [Op("link", path, None, group[0]) for path in group[1:]]
+        lower, archives = model.stacked([ops])
+        self.fs = Filesystem(lower)
+        how = {"told": told, "metacopy": metacopy, "redirect": metacopy}
+        self.disk = Directories(place, archives, Ownership.OVERRIDE, Spelling.DEVICE, **how)
+        self.disk.make_upper(Metadata(stat.S_IFDIR | 0o755))
+        self.union = self.disk.mount()
+
+    def split(self, path):
+        """The directory of `path` on both sides, and its name."""
+        directory, _, name = path.encode().rpartition(b"/")
+        return find(self.union, directory), self.fs.find(directory), name
+
+    def chmod(self, path):
+        self.union.setattr(find(self.union, path.encode()), mode=0o600)
+        self.fs.chmod(self.fs.find(path.encode()), 0o600)
+
+    def link(self, path):
+        there, model_of_there, new = self.split("other/new")
+        self.union.link(find(self.union, path.encode()), there, new)
+        self.fs.link(self.fs.find(path.encode()), model_of_there, new)
+
+    def unlink(self, path):
+        ino, inode, name = self.split(path)
+        self.union.unlink(ino, name)
+        self.fs.unlink(inode, name)
+
+    def rename(self, path):
+        (ino, inode, name), (there, model_of_there, new) = self.split(path), self.split("other/new")
+        self.union.rename(ino, name, there, new, 0)
+        self.fs.rename(inode, name, model_of_there, new, 0)
+
+    def move_nearest(self, path):
+        """The directory that it is in."""
+        self.rename(path.rpartition("/")[0])
+
+    def move_topmost(self, path):
+        self.rename(path.partition("/")[0])
+
+    def remount(self):
+        self.disk.pull_the_plug()
+        self.union = self.disk.mount()
+
+    def expected(self):
+        """Of each file: its names, mode, number of links."""
+        found = {}
+        for path, inode in self.fs.walk().items():
+            if inode.is_file:
+                found.setdefault(inode, []).append(path)
+        return sorted((sorted(names), inode.mode, inode.links) for inode, names in found.items())
+
+    def shown(self):
+        found = {}
+        for path, entry in tree(self.union).items():
+            if stat.S_ISREG(entry.kind):
+                assert entry.content == b"linked"
+                found.setdefault((entry.ino, entry.kind | entry.mode, entry.nlink), []).append(path)
+        return sorted((sorted(names), mode, nlink) for (_, mode, nlink), names in found.items())
+
+
+CHANGES = [Both.chmod, Both.link, Both.unlink, Both.rename, Both.move_nearest, Both.move_topmost]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+def test_names_of_one_file_stay_one_file(tmp_path, group, change):
+    cases = [(path, seen) for path in group for seen in ([], ["."], *([name] for name in group))]
+    for number, (path, seen) in enumerate(cases):
+        if change in (Both.move_nearest, Both.move_topmost) and "/" not in path:
+            continue
+        for told, metacopy in ((True, True), (False, True), (True, False)):
+            place = tmp_path / f"{number}{told}{metacopy}"
+            place.mkdir()
+            both = Both(place, group, told, metacopy)
+            for name in seen:
+                tree(both.union) if name == "." else find(both.union, name.encode())
+            change(both, path)
+            left = both.expected()
+            for _ in range(2):
+                assert both.shown() == left, (path, seen)
+                both.remount()
+            both.chmod(left[0][0][-1].decode())
+            assert both.shown() == both.expected(), (path, seen)
+            both.disk.pull_the_plug()
