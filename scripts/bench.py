@@ -27,12 +27,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import bench_layers
 import bench_writable
 from bench_client import (
     Entry,
@@ -47,21 +48,17 @@ from bench_client import (
     timed,
     version,
 )
+from bench_image import LAYERS, Layout, find
 
 from fusestore.driver.ownership import OVERRIDE_STAT
 from fusestore.store.storage import Store
-from fusestore.transport.document import INDEX, OCI_MANIFEST
 
 ENTRIES = 21_000  # of the tree, before deletions
-LARGEST = 256 << 10  # of its files
-LAYERS = 6
 BIG = "big-file"
 BIG_SIZE = 512 << 20
 SMALL = 64 << 10
 SAMPLE = 2_000  # files that are read, names that are missing
-CONFIGURATION = "application/vnd.oci.image.config.v1+json"
-LAYER = "application/vnd.oci.image.layer.v1.tar"
-OURS = ("fusestore", "fusestore-overlay", "store RW")  # among the sides
+OURS = ("fusestore", "fusestore-overlay", "store RW", *bench_layers.OURS)  # among the sides
 
 
 # -- the work ---------------------------------------------------------------------------------------------
@@ -136,89 +133,6 @@ def perform(job: Job) -> dict[str, Any]:
 # -- the image --------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Layer:
-    """What one layer says: names that it has, directories and files; names that it deletes; opaque ones."""
-
-    names: list[str] = field(default_factory=list)
-    markers: list[str] = field(default_factory=list)
-
-
-def find(tree: Path) -> Iterator[tuple[str, bool, bool]]:
-    """Names below `tree` in a fixed order: (name, is a directory, has no directory in it)."""
-    for directory, subdirectories, files in os.walk(tree):
-        subdirectories.sort()
-        parent = os.path.relpath(directory, tree)
-        if parent != ".":
-            yield parent, True, not subdirectories
-        for file in sorted(files):
-            path = os.path.join(directory, file)
-            if _is_wanted(path):
-                yield os.path.normpath(os.path.join(parent, file)), False, False
-
-
-def _is_wanted(path: str) -> bool:
-    st = os.lstat(path)
-    if stat.S_ISLNK(st.st_mode):
-        return True
-    return stat.S_ISREG(st.st_mode) and st.st_size <= LARGEST and os.access(path, os.R_OK)
-
-
-def spread(found: Iterator[tuple[str, bool, bool]]) -> list[Layer]:
-    """Deal names out to layers as images do, always in the same way.
-
-    Half of the directories come with the base, the others each with one of the layers above, a tenth of all
-    files with any layer.  One in 25 files is deleted by the next layer; of the leaf directories one in 40 is
-    deleted, and another one in 40 made opaque, by the topmost.
-    """
-    layers = [Layer() for _ in range(LAYERS)]
-    for count, (name, is_directory, is_leaf) in enumerate(found):
-        if count == ENTRIES:
-            break
-        directory, base = os.path.split(name)
-        own, home = _lot(name), _lot(name if is_directory else directory)
-        at = own % LAYERS if own % 10 == 0 else (1 + home % (LAYERS - 1)) * (home // 7 % 2)
-        layers[at].names.append(name)
-        if is_leaf and own % 40 == 1:
-            layers[-1].markers.append(os.path.join(directory, f".wh.{base}"))
-        elif is_leaf and own % 40 == 2:
-            layers[-1].markers.append(os.path.join(name, ".wh..wh..opq"))
-        elif not is_directory and own % 25 == 1 and at + 1 < LAYERS:
-            layers[at + 1].markers.append(os.path.join(directory, f".wh.{base}"))
-    return layers
-
-
-def _lot(name: str) -> int:
-    return zlib.crc32(os.fsencode(name)) >> 3
-
-
-def write_layer(tar: Path, tree: Path, layer: Layer) -> None:
-    """A layer's tar: everything owned by root, so that nothing needs an override; parents before children."""
-    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
-        written = {""}
-        for name in layer.names:
-            _add(archive, tree, name, written)
-        for marker in layer.markers:
-            _add(archive, tree, os.path.dirname(marker), written)
-            archive.addfile(tarfile.TarInfo(marker))
-
-
-def _add(archive: tarfile.TarFile, tree: Path, name: str, written: set[str]) -> None:
-    if name in written:
-        return
-    _add(archive, tree, os.path.dirname(name), written)
-    written.add(name)
-    member = archive.gettarinfo(tree / name, name)
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    member.mode = member.mode & 0o777 | (0o700 if member.isdir() else 0o600)
-    if member.isreg():
-        with open(tree / name, "rb") as file:
-            archive.addfile(member, file)
-    else:
-        archive.addfile(member)
-
-
 def write_big_layer(tar: Path) -> None:
     """A layer with one big file."""
     member = tarfile.TarInfo(BIG)
@@ -232,57 +146,10 @@ def write_big_layer(tar: Path) -> None:
 
 def build(layout: Path, tree: Path) -> None:
     """Make an OCI directory with two images, ``tree`` and ``big``, which has one layer more."""
-    blobs = layout / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    descriptors, diff_ids = [], []
-    for layer in spread(find(tree)):
-        write_layer(blobs / "tar", tree, layer)
-        diff_ids.append(_digest(blobs / "tar"))
-        run(["gzip", "-1", "-n", str(blobs / "tar")])
-        descriptors.append(_adopt(blobs / "tar.gz", f"{LAYER}+gzip"))
-    small = _image(blobs, "tree", descriptors, diff_ids)
-    write_big_layer(blobs / "tar")
-    diff_ids.append(_digest(blobs / "tar"))
-    descriptors.append(_adopt(blobs / "tar", LAYER))
-    big = _image(blobs, "big", descriptors, diff_ids)
-    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [small, big]}
-    (layout / "index.json").write_text(json.dumps(index))
-    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-
-
-def _image(
-    blobs: Path, name: str, descriptors: Sequence[dict[str, object]], diff_ids: Sequence[str]
-) -> dict[str, object]:
-    machine = os.uname().machine
-    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
-    rootfs = {"type": "layers", "diff_ids": diff_ids}
-    configuration = {"architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs}
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": _document(blobs, configuration, CONFIGURATION),
-        "layers": descriptors,
-    }
-    named = {"org.opencontainers.image.ref.name": name}
-    return _document(blobs, manifest, OCI_MANIFEST) | {"annotations": named}
-
-
-def _document(blobs: Path, document: Mapping[str, object], media_type: str) -> dict[str, object]:
-    path = blobs / "document"
-    path.write_text(json.dumps(document))
-    return _adopt(path, media_type)
-
-
-def _adopt(path: Path, media_type: str) -> dict[str, object]:
-    """Give a blob its name; its descriptor."""
-    digest, size = _digest(path), path.stat().st_size
-    path.rename(path.with_name(digest.removeprefix("sha256:")))
-    return {"mediaType": media_type, "digest": digest, "size": size}
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    images = Layout(layout)
+    layers = images.add_tree(tree, islice(find(tree), ENTRIES))
+    images.add_image("tree", layers)
+    images.add_image("big", [*layers, images.add_layer(write_big_layer)])
 
 
 # -- the sides --------------------------------------------------------------------------------------------
@@ -436,7 +303,6 @@ ROWS = {
     "sequential": Row("stream", _both(f"read {BIG_SIZE >> 20} MiB file"), "big"),
     "mount": Row("nothing", {"mount, ready": ("mount", 1e3), "unmount, gone": ("unmount", 1e3)}),
 }
-IMPORT = "import"
 
 
 def choose(tree: Sequence[Entry]) -> dict[str, list[str]]:
@@ -463,35 +329,6 @@ def measure(laboratory: Laboratory, names: dict[str, list[str]], wanted: list[st
                     if report[what]:  # the kernel has no server whose memory could be told
                         samples[label].setdefault(side.name, []).append(report[what] * factor)
     return samples
-
-
-def measure_import(laboratory: Laboratory, repeat: int) -> Samples:
-    """What it takes to get the image from an OCI directory into an empty store of ours and of a peer."""
-    peers = ["skopeo", "umoci"]  # the first that works for this user
-    samples: dict[str, list[float]] = {"fusestore": []}
-    for round_ in range(repeat):
-        say(f"imports, round {round_ + 1} of {repeat}")
-        place = laboratory.work / f"import-{round_}"
-        samples["fusestore"].append(_import(laboratory, "fusestore", place))
-        while peers:
-            try:
-                samples.setdefault(peers[0], []).append(_import(laboratory, peers[0], place))
-                break
-            except (RuntimeError, FileNotFoundError) as exc:
-                say(f"without {peers[0]}: {str(exc).splitlines()[-1]}")
-                samples.pop(peers.pop(0))
-    return {"import": samples}
-
-
-def _import(laboratory: Laboratory, program: str, place: Path) -> float:
-    source = f"{laboratory.layout}:tree"
-    storage = f"containers-storage:[overlay@{place}/skopeo+{place}/run]localhost/tree"
-    commands = {
-        "fusestore": ["fusestore", f"--root={place}/fusestore", "load", "-q", f"oci:{source}"],
-        "skopeo": ["skopeo", "copy", "-q", f"oci:{source}", storage],
-        "umoci": ["umoci", "unpack", "--rootless", f"--image={source}", f"{place}/bundle"],
-    }
-    return timed(run, commands[program]) * 1e3
 
 
 # -- the report -------------------------------------------------------------------------------------------
@@ -561,22 +398,43 @@ def print_writing(facts: dict[str, Any]) -> None:
     print_sides(facts)
 
 
+def print_layers(facts: dict[str, Any]) -> None:
+    """The part of `facts` on the layer store in words."""
+    print("stores on {filesystem}; podman's are loaded and used inside unshare -Urm".format_map(facts))
+    print_sides(facts)
+
+
+def print_list(samples: Samples) -> None:
+    """Each row with a line for every side, where a table would be too wide."""
+    for row in summary(samples):
+        print(f"{row['row']} [{row['unit']}]")
+        width = max(map(len, row["sides"]))
+        for side, numbers in row["sides"].items():
+            ratios = {our: row["ratios"].get(f"{our} / {side}") for our in OURS}
+            told = ", ".join(f"{our} / it {ratio:.2f}" for our, ratio in ratios.items() if ratio is not None)
+            print(f"  {side:{width}}  {_cell(numbers):26}  {told}".rstrip())
+
+
 def print_sides(facts: dict[str, Any]) -> None:
     """What is compared."""
     for name, how in facts["sides"].items():
         print(f"{name}: {how}")
 
 
+def _listed(group: tuple[str, list[str]]) -> str:
+    return f"{group[0]} ({', '.join(group[1])})"
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
-    reading, writing = [*ROWS, IMPORT], [*bench_writable.WORK]
+    groups = {"reading": [*ROWS], "writing": [*bench_writable.WORK], "layers": [*bench_layers.ROWS]}
     parser = argparse.ArgumentParser(prog="bench", description="Measure fusestore beside its peers.")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="samples of each value [5]")
     parser.add_argument(
         "--rows",
-        default="reading,writing",
+        default=",".join(groups),
         metavar="A,B",
-        help=f"some of reading ({', '.join(reading)}) and of writing ({', '.join(writing)}) [both]",
+        help=f"groups or rows: {'; '.join(map(_listed, groups.items()))} [all groups]",
     )
     parser.add_argument(
         "--tree", type=Path, default="/usr", metavar="DIR", help="what to image, to read [/usr]"
@@ -586,16 +444,16 @@ def parse() -> argparse.Namespace:
         type=float,
         default=1,
         metavar="F",
-        help="times the counts and sizes of what is written [1]",
+        help="times the counts and sizes of what is written, and of layers [1]",
     )
     parser.add_argument("--place", type=Path, metavar="DIR", help="where to work [the user's cache]")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     options = parser.parse_args()
-    groups = {"reading": reading, "writing": writing}
     rows = [row for name in options.rows.split(",") for row in groups.get(name, [name])]
-    if unknown := set(rows) - {*reading, *writing}:
+    if unknown := set(rows).difference(*groups.values()):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
-    options.reading, options.writing = ([row for row in rows if row in group] for group in (reading, writing))
+    for name, group in groups.items():
+        setattr(options, name, [row for row in rows if row in group])
     for directory in filter(None, (options.tree, options.place)):
         if not directory.is_dir():
             parser.error(f"no such directory: {directory}")
@@ -606,22 +464,26 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def read_only(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Samples]]:
-    """What was measured of read-only mounts and of imports, and how it came out."""
+def read_only(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Samples]:
+    """What was measured of read-only mounts, and how it came out."""
     laboratory = Laboratory(work, options.tree)
     tree = laboratory.agree()
     facts = laboratory.about(tree)
-    samples = measure(laboratory, choose(tree), options.reading, options.repeat)
-    imports = measure_import(laboratory, options.repeat) if IMPORT in options.reading else {}
-    return facts, [samples, imports]
+    return facts, measure(laboratory, choose(tree), options.reading, options.repeat)
 
 
-def writable(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Samples]]:
+def writable(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Samples]:
     """What was measured of writable mounts, and how it came out."""
     workshop = bench_writable.Workshop(work, bench_writable.Sizes().scaled(options.scale))
     workshop.agree()
     facts = workshop.about()
-    return facts, [workshop.measure(options.writing, options.repeat)]
+    return facts, workshop.measure(options.writing, options.repeat)
+
+
+def layers(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Samples]:
+    """What was measured of the layer store, and how it came out."""
+    sizes = bench_layers.Sizes().scaled(options.scale)
+    return bench_layers.measure(work, options.tree, sizes, options.layers, options.repeat)
 
 
 def _cache() -> Path:
@@ -641,9 +503,14 @@ def main() -> None:
         "cpus": os.cpu_count(),
         "load": os.getloadavg()[0],
     }
-    tables: dict[str, list[Samples]] = {}
+    tables: dict[str, Samples] = {}
+    parts = {
+        "reading": (read_only, print_reading, print_table),
+        "writing": (writable, print_writing, print_table),
+        "layers": (layers, print_layers, print_list),
+    }
     try:
-        for part, function in (("reading", read_only), ("writing", writable)):
+        for part, (function, *_) in parts.items():
             if getattr(options, part):
                 facts[part], tables[part] = function(work, options)
     except (RuntimeError, subprocess.TimeoutExpired) as exc:
@@ -651,18 +518,17 @@ def main() -> None:
     finally:
         clean(work)
     if options.format == "json":
-        rows = [row for part in tables.values() for samples in part for row in summary(samples)]
+        rows = [row for samples in tables.values() for row in summary(samples)]
         json.dump(facts | {"rows": rows}, sys.stdout, indent=2)
         print()
         return
     print_about(facts)
-    for part, describe in (("reading", print_reading), ("writing", print_writing)):
-        if part in tables:
-            print()
-            describe(facts[part])
-        for samples in filter(None, tables.get(part, [])):
-            print()
-            print_table(samples)
+    for part, samples in tables.items():
+        _, describe, show = parts[part]
+        print()
+        describe(facts[part])
+        print()
+        show(samples)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,11 @@ def version(name: str) -> str:
     return next(line for line in run([name, "--version"]).splitlines() if line.startswith(name))
 
 
+def filesystem(place: Path) -> str:
+    """The type of the filesystem that a directory is on."""
+    return run(["findmnt", "-n", "-f", "-o", "FSTYPE", "-T", str(place)]).strip()
+
+
 def inventory(top: str, *, times: bool = True) -> list[Entry]:
     """All that every side must agree on; owners are not, as a side without FUSE cannot show the image's."""
     found = []

@@ -35,6 +35,7 @@ from bench_client import (
     Job,
     Samples,
     differing,
+    filesystem,
     inventory,
     memory,
     run,
@@ -480,11 +481,10 @@ FuseDriver(Path({str(self.work / "driver")!r}), Path({str(self._runroot)!r})).{m
 
     def about(self) -> dict[str, Any]:
         """What was measured, on what."""
-        kind = run(["findmnt", "-n", "-f", "-o", "FSTYPE", "-T", str(self.work)]).strip()
         sides = {name: side.how for name, side in self.sides.items()}
         for name in {"fuse-overlayfs", "kernel"} & sides.keys():
             sides[name] = f"{version(name)}, {sides[name]}"
-        return {"sizes": asdict(self.sizes), "filesystem": kind, "sides": sides}
+        return {"sizes": asdict(self.sizes), "filesystem": filesystem(self.work), "sides": sides}
 
 
 def _compare(trees: dict[str, list[Entry]], what: str) -> None:

@@ -68,13 +68,11 @@ class Layers:
         entry = self._find(path)
         if entry is None or _is_directory(entry):
             return None
-        (layer, at), fd, target = self._union.entry_data_at(path, entry), -1, b""
-        if stat.S_ISREG(entry.attr.mode):
-            fd = layer.open(at)
-        elif stat.S_ISLNK(entry.attr.mode):
-            target = layer.readlink(at)
-        names = self._union.links(path, entry)
-        return LowerFile(fd, self._metadata(path, entry), entry.attr.size, target, names)
+        layer, at = self._union.entry_data_at(path, entry)
+        metadata, names = self._metadata(path, entry), self._union.links(path, entry)
+        target = layer.readlink(at) if stat.S_ISLNK(entry.attr.mode) else b""
+        fd = layer.open(at) if stat.S_ISREG(entry.attr.mode) else -1
+        return LowerFile(fd, metadata, entry.attr.size, target, names)
 
     def _metadata(self, path: bytes, entry: Entry) -> Metadata:
         attr, (layer, at) = entry.attr, self._union.entry_at(path, entry)

@@ -1,8 +1,8 @@
 """What a layer changes, and those changes as a layer tar.
 
 The answer is that of comparing two merged trees, with the layer and without (moby's and
-containers/storage's NaiveDiff; `_is_same` below has containers/storage's rules), but found by walking the
-layer's own directory: what is not in it has not changed.  Only where a directory does not go on in the
+containers/storage's NaiveDiff; `_is_same` has their rules, and more), but found by walking the layer's own
+directory: what is not in it has not changed.  Only where a directory does not go on in the
 lowers at its own path - it is new, opaque or renamed - all of it is compared.  Any other two trees, such as
 a layer and its grandparent, are compared in full, except below directories that both take from the same
 layers.
@@ -138,8 +138,11 @@ def _is_one(new: Entry, was: Entry | None) -> bool:
 
 
 def _is_same(path: bytes, new: _Seen, old: tuple[Union | None, Entry]) -> bool:
-    """True when nothing that a tar can say differs.  Content is taken to be the same when size and mtime
-    are."""
+    """True when nothing that a tar can say differs.
+
+    A build that sets all times to one value may change a version number, and neither size nor time tells:
+    in a stack, where few files are there twice, contents are compared when all else is the same.
+    """
     (union, entry), (lower, was) = new, old
     assert lower is not None
     if _is_one(entry, was):
@@ -149,7 +152,21 @@ def _is_same(path: bytes, new: _Seen, old: tuple[Union | None, Entry]) -> bool:
     here, there = union.entry_at(path, entry), lower.entry_at(path, was)
     if stat.S_ISLNK(entry.attr.mode) and here[0].readlink(here[1]) != there[0].readlink(there[1]):
         return False
-    return _xattrs(here) == _xattrs(there)
+    if _xattrs(here) != _xattrs(there):
+        return False
+    if not stat.S_ISREG(entry.attr.mode) or not isinstance(union, MergedUnion):
+        return True
+    return _same_content(union.entry_data_at(path, entry), lower.entry_data_at(path, was))
+
+
+def _same_content(here: Place, there: Place) -> bool:
+    if (here[0].path, here[1]) == (there[0].path, there[1]):
+        return True
+    with open(here[0].open(here[1]), "rb") as one, open(there[0].open(there[1]), "rb") as other:
+        while chunk := one.read(_CHUNK):
+            if chunk != other.read(_CHUNK):
+                return False
+    return True
 
 
 def _facts(attr: Attr) -> tuple[int, ...]:

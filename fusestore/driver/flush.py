@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 
+from fusestore.files import opened, walk
+
 _FLAGS = re.compile(rb"^flags:\s*([0-7]+)$", re.MULTILINE)
 
 
@@ -35,13 +37,33 @@ def flush(server: int, upper: bytes, mountpoint: bytes) -> None:
 
 def _written(server: int, upper: bytes) -> Iterator[bytes]:
     """The paths in `upper` of the files that the server has open for writing."""
+    nameless = (
+        set()
+    )  # inode numbers of files that have lost the name they were opened by, and may have others
+    for target, ino in _open_for_writing(server, os.path.dirname(upper)):
+        if target.startswith(upper + b"/") and os.path.lexists(target):
+            yield target[len(upper) + 1 :]
+        else:
+            nameless.add(ino)
+    if not nameless:
+        return
+    with opened(upper) as top:
+        for path, _, entries in walk(top):
+            for entry in entries:
+                if entry.inode() in nameless and entry.is_file(follow_symlinks=False):
+                    yield os.path.join(path, os.fsencode(entry.name))
+
+
+def _open_for_writing(server: int, below: bytes) -> Iterator[tuple[bytes, int]]:
+    """Paths and inode numbers of files below a directory, as /proc has them."""
     table = b"/proc/%d/fd" % server
     for number in os.listdir(table):
         with suppress(FileNotFoundError):  # closed meanwhile
-            target = os.readlink(os.path.join(table, number))
-            if not target.startswith(upper + b"/"):
+            link = os.path.join(table, number)
+            target = os.readlink(link)
+            if not target.startswith(below + b"/"):
                 continue
             with open(b"/proc/%d/fdinfo/%s" % (server, number), "rb") as info:
                 flags = _FLAGS.search(info.read())
-            if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
-                yield target[len(upper) + 1 :]
+            if flags is not None and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+                yield target, os.stat(link).st_ino

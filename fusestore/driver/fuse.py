@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,9 +255,7 @@ class FuseDriver(Home):
     def cleanup(self) -> None:
         """Delete what dead processes left behind, also mountpoints on which nothing is mounted."""
         super().cleanup()
-        for mountpoint in list((self._runroot / "mnt").glob("[0-9a-f]" * 64)):
-            with suppress(OSError):  # it is in use
-                mountpoint.rmdir()
+        mounter.sweep(self._runroot)
 
     def _mountpoint(self, cache_id: CacheID) -> Path:
         directory = self._runroot / "mnt"

@@ -276,7 +276,7 @@ class Home:
         sweep(self.tmp)
         for entry in list(os.scandir(self.links)):
             if not os.path.exists(entry.path):
-                os.unlink(entry.path)
+                Path(entry.path).unlink(missing_ok=True)
         counted = self._counter.all()  # before the layers: what is counted has been published before
         for cache_id in set(counted) - set(self.list_layers()):
             self._counter.forget(CacheID(cache_id))

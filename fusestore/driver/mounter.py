@@ -24,7 +24,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -342,7 +342,7 @@ def mounted(runroot: Path) -> list[Mounted]:
     Records of servers that are gone, mount and all, are removed on the way.
     """
     table = _mount_table()
-    found = []
+    found, dead = [], []
     for record in sorted((runroot / "mounts").glob("*.json")):
         known = _read(record)
         if known is None:
@@ -353,10 +353,27 @@ def mounted(runroot: Path) -> list[Mounted]:
             spec = MountSpec.from_json(known["spec"])  # type: ignore[arg-type]
             found.append(Mounted(mountpoint, spec.label, pid, record, alive, spec))
         elif not alive:
-            with contextlib.suppress(FileNotFoundError):
-                record.unlink()
-            _remove_traces(record, Path(mountpoint))
+            dead.append(record)
+    if dead:
+        _bury(dead, runroot)
     return sorted(found, key=lambda m: m.mountpoint)
+
+
+def _bury(records: Sequence[Path], runroot: Path) -> None:
+    """Remove what servers that are gone left; not now if somebody is mounting, perhaps at the same place."""
+    with contextlib.suppress(BlockingIOError), _locked(runroot, wait=False):
+        for record in records:
+            known = _read(record)
+            if known is not None and not _runs(int(str(known["pid"]))):
+                record.unlink(missing_ok=True)
+                _remove_traces(record, Path(str(known["mountpoint"])))
+
+
+def sweep(runroot: Path) -> None:
+    """Remove mountpoints of our own on which nothing is mounted.  Raises OSError."""
+    with _locked(runroot):
+        for mountpoint in list((runroot / "mnt").iterdir() if (runroot / "mnt").is_dir() else ()):
+            _remove_own(mountpoint, runroot)
 
 
 def find(mountpoint: Path, runroot: Path) -> Mounted | None:
@@ -425,8 +442,8 @@ def is_dead(mountpoint: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(runroot: Path) -> Iterator[None]:
-    fd = lock(runroot / "lock", fcntl.LOCK_EX, os.O_CREAT)
+def _locked(runroot: Path, *, wait: bool = True) -> Iterator[None]:
+    fd = lock(runroot / "lock", fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_CREAT)
     try:
         yield
     finally:

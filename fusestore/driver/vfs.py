@@ -6,7 +6,8 @@ found by comparing two whole trees.
 
 `VfsDriver.get` gives the tree as it lies on disk; owners that the disk cannot hold are in xattrs
 (`ownership`).  Programs that work in an RW layer do not know of those, so a mode that is not what the xattr
-would have made it is one they have set.
+would have made it is one they have set.  A file that is changed without its size and mtime is taken for
+unchanged, as by moby's and containers/storage's naive comparison.
 """
 
 from __future__ import annotations

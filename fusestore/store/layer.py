@@ -18,6 +18,7 @@ from fusestore.driver.api import Change, Driver, Held
 from fusestore.errors import (
     CorruptStore,
     LayerInUse,
+    LayerNotFound,
     NotAParent,
     NotMounted,
     NotReproducible,
@@ -83,7 +84,7 @@ class Layer:
 
     def metadata(self) -> dict[str, str]:
         """Where the driver keeps it."""
-        return self._driver.metadata(self.record.cache_id)
+        return self._driver.metadata(self._id())
 
     def tar_stream(self) -> io.BufferedReader:
         """The exact tar that was registered, as a file to read and close.
@@ -93,7 +94,7 @@ class Layer:
         """
         if not self.reproducible:
             raise NotReproducible(self.chain_id)
-        path = self._driver.notes(self.record.cache_id) / RECORD
+        path = self._driver.notes(self._id()) / RECORD
         files = self._driver.diff_getter(self.record.cache_id)
         try:
             record = path.open("rb")
@@ -112,10 +113,19 @@ class Layer:
 
         The bytes are ours, the same each time, and not those of any tar registered.  Raises NotAParent.
         """
+        self._id()
         below = {record.chain_id: record.cache_id for record in self._metadata.chain(self.parent)}
         if parent is not None and parent not in below:
             raise NotAParent(parent)
         return tar_stream(self._driver.diff(self.record.cache_id, below[parent] if parent else None))
+
+    def _id(self) -> CacheID:
+        """The driver's layer, which is there.  Raises LayerNotFound, CorruptStore."""
+        if not self._driver.exists(self.record.cache_id):
+            if self._metadata.get(self.chain_id).cache_id == self.record.cache_id:
+                raise CorruptStore(self.chain_id, "the files of this layer are gone")
+            raise LayerNotFound(self.chain_id)  # it was deleted, and made again
+        return self.record.cache_id
 
     def drop(self) -> None:
         """Let go of the layer's lock; `LayerStore.release` does."""
@@ -234,12 +244,18 @@ class RWLayer:
 
     def _id(self) -> CacheID:
         """The driver's layer, which is there, as is the one below it."""
+        self.verify_named()
         for cache_id in filter(None, (self.record.mount_id, self.record.init_id)):
             if not self._driver.exists(cache_id):
                 raise CorruptStore(
                     self.name, "the files of this RW layer are gone; release it and make another"
                 )
         return self.record.mount_id
+
+    def verify_named(self) -> None:
+        """Raises RWLayerNotFound when the layer is gone, also when its name has another one by now."""
+        if self._metadata.get_mount(self.name).mount_id != self.record.mount_id:
+            raise RWLayerNotFound(self.name)
 
     def _below(self) -> CacheID | None:
         """The driver's layer that it is compared with."""
@@ -255,8 +271,7 @@ class RWLayer:
         except FileNotFoundError:  # its files are gone; all it is good for is to be released
             pass
         try:
-            if self._metadata.get_mount(self.name).mount_id != self.record.mount_id:
-                raise RWLayerNotFound(self.name)  # that name has another layer by now
+            self.verify_named()
         except RWLayerNotFound:
             if held is not None:
                 held.close()

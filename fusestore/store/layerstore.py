@@ -144,18 +144,12 @@ class LayerStore(RegisteredLayers):
         back, ActiveMount while it is mounted; then the handle stays good.
         """
         if handle not in self._rw_handles:
-            if self._is_named(handle.record):
+            with suppress(RWLayerNotFound):
+                handle.verify_named()
                 raise LayerNotRetained(handle.name)
             return []
         with self._dropped([handle]):
             return self._delete(handle) or []
-
-    def _is_named(self, record: RWRecord) -> bool:
-        """False when the RW layer is gone, also when its name has another one by now."""
-        try:
-            return self._metadata.get_mount(record.name).mount_id == record.mount_id
-        except RWLayerNotFound:
-            return False
 
     @contextmanager
     def _dropped(self, handles: list[RWLayer]) -> Iterator[None]:
@@ -178,10 +172,11 @@ class LayerStore(RegisteredLayers):
         """
         record = layer.record
         with ExitStack() as stack, self._metadata.start_transaction() as transaction:
-            if not self._is_named(record):
-                return []
             try:
+                layer.verify_named()
                 alone = layer.alone()
+            except RWLayerNotFound:
+                return []
             except LayerInUse:
                 return None
             if alone is not None:

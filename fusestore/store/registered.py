@@ -155,6 +155,7 @@ class RegisteredLayers:
         """Delete a layer whose row did not come to be."""
         published.close()
         with suppress(LayerInUse):  # somebody collects it
+            self.driver.abandon(cache_id)
             self.driver.remove(cache_id)
 
     def _handle(self, record: LayerRecord, chain: list[LayerRecord], held: Held) -> Layer:

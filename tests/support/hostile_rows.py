@@ -86,6 +86,10 @@ ROWS = {
         [symlink("s", CANARY), member("s/hello", b"x")],
         {"s": kind(stat.S_IFLNK), "proc/self/cwd/hello": content(b"x")},
     ),
+    "L1 absolute symlink in a directory": (
+        [symlink("d/s", "/e"), member("d/s/x", b"x")],
+        {"e/x": content(b"x"), "d/e": GONE},
+    ),
     "L2 relative symlink": (
         [symlink("s", "../../../../canary"), member("s/hello", b"x")],
         {"canary/hello": content(b"x")},

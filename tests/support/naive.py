@@ -1,7 +1,8 @@
 """What a layer changes, found in the most obvious way: walk two whole trees and compare everything.
 
 Nothing is left out; layers, inode numbers and directories that both have in common mean nothing here.  The
-rules are containers/storage's (`support.filesystem_model.expected_changes`), times to the nanosecond.
+rules are containers/storage's (`support.filesystem_model.expected_changes`), times to the nanosecond;
+``fuse`` looks at contents, too.
 """
 
 import stat
@@ -22,16 +23,20 @@ def shown(driver: Driver, cache_id: CacheID | None) -> dict[bytes, Shown]:
         return tree(union)
 
 
-def changes(new: dict[bytes, Shown], old: dict[bytes, Shown]) -> list[tuple[str, bytes]]:
-    """Letters and paths of what makes `new` out of `old`, sorted by path."""
-    found = expected_changes(*({path: _told(entry) for path, entry in tree.items()} for tree in (old, new)))
+def changes(new: dict[bytes, Shown], old: dict[bytes, Shown], *, contents: bool) -> list[tuple[str, bytes]]:
+    """Letters and paths of what makes `new` out of `old`, sorted by path; `contents` count, or not."""
+    found = expected_changes(*(_told(tree, contents) for tree in (old, new)))
     return sorted(found, key=lambda change: change[1])
 
 
-def _told(entry: Shown) -> tuple:
-    target = entry.content if stat.S_ISLNK(entry.kind) else None
-    owner = entry.uid, entry.gid, entry.rdev
-    return entry.kind | entry.mode, *owner, entry.mtime_ns, entry.size, target, sorted(entry.xattrs.items())
+def _told(tree: dict[bytes, Shown], contents: bool) -> dict[bytes, tuple]:
+    return {
+        path: (
+            entry.kind | entry.mode, entry.uid, entry.gid, entry.rdev, entry.mtime_ns, entry.size,
+            entry.content if contents or stat.S_ISLNK(entry.kind) else None, sorted(entry.xattrs.items()),
+        )
+        for path, entry in tree.items()
+    }  # fmt: skip
 
 
 def letters(driver: Driver, cache_id: CacheID, parent: CacheID | None) -> list[tuple[str, bytes]]:

@@ -82,7 +82,7 @@ def items(random: Random, form: str, *, nanoseconds: bool) -> list[Item]:
             mode, content = 0o777, random.choice(TARGETS) * random.choice([1, 5 if longest > 100 else 1])
         elif kind == stat.S_IFDIR:
             directories.append(path)
-            mode |= 0o700
+            mode = mode & ~0o2000 | 0o700  # whose children GNU tar would leave setgid too
         mtime_ns = random.choice(TIMES) * 10**9 + (123_456_789 if nanoseconds else 0)
         found[path] = Item(
             path, kind, mode, mtime_ns, content, random.choice([(0, 0), (7, 8), (2**21 - 1, 5)])

@@ -37,7 +37,7 @@ ALLOWED = {
     "driver.ownership": set(),
     "driver.confine": {"files", "driver.ownership", "driver.whiteout"},
     "driver.layout": {"files", "driver.whiteout", "driver.ownership"},
-    "driver.flush": set(),
+    "driver.flush": {"files"},
     "driver.counter": {"files"},
     "driver.getter": {"driver.api", "driver.confine", "driver.ownership"},
     "driver.merge": {"files", "syscalls", "driver.ownership", "driver.whiteout"},

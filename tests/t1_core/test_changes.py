@@ -14,7 +14,7 @@ import time
 import pytest
 from support import naive
 from support.layers import add, stack
-from support.tars import LINK, Stream, folder, hard_link, member, read, tar
+from support.tars import CHAR, FIFO, LINK, SYMLINK, Stream, folder, hard_link, member, read, tar
 
 from fusestore.digest import new_cache_id
 from fusestore.driver.fuse import FuseDriver
@@ -143,6 +143,42 @@ def test_changes_dirs_empty(driver, tmp_path):
         assert changes(driver, layer, parent) == []
         assert list(read(diff(driver, layer, parent))) == []
     assert changes(driver, copy, None) == sorted(f"A {name.rstrip('/')}" for name in (*SAMPLE, *LINKS))
+
+
+SAME = {"mode": 0o640, "uid": 7, "gid": 8, "mtime": 5, "extra": {"SCHILY.xattr.user.a": "1"}}
+OTHERWISE = {
+    "nothing": ({}, ""),
+    "content": ({"data": b"b"}, "C"),
+    "size": ({"data": b"ab"}, "C"),
+    "mode": ({"mode": 0o600}, "C"),
+    "setuid": ({"mode": 0o4640}, "C"),
+    "owner": ({"uid": 0}, "C"),
+    "group": ({"gid": 0}, "C"),
+    "time": ({"mtime": 6}, "C"),
+    "a nanosecond": ({"extra": {**SAME["extra"], "mtime": "5.000000001"}}, "C"),
+    "an xattr more": ({"extra": {**SAME["extra"], "SCHILY.xattr.user.b": ""}}, "C"),
+    "an xattr less": ({"extra": {}}, "C"),
+    "an xattr": ({"extra": {"SCHILY.xattr.user.a": "2"}}, "C"),
+    "type": ({"kind": FIFO, "data": b""}, "C"),
+    "where a symlink leads": ({"kind": SYMLINK, "link": "b", "data": b""}, "C"),
+    "device number": ({"kind": CHAR, "major": 1, "minor": 5, "data": b""}, "C"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_what_counts_as_a_change(driver, what):
+    """statDifferent of containers/storage with exact times; ``fuse`` looks at contents, too."""
+    other, letter = OTHERWISE[what]
+    first = {"data": b"a", **SAME}
+    if other.get("kind") in (SYMLINK, CHAR):
+        first |= {**other, "link": "a", "minor": 3}
+    one, _ = add(driver, tar(member("x", **first)))
+    child, _ = add(driver, tar(member("x", **{**first, **other})), one)
+    stranger, _ = add(driver, tar(member("x", **{**first, **other})))
+    unseen = what == "content" and not driver.stacked  # upstream's rule: of one size and time, one content
+    expected = [f"{letter} x"] if letter and not unseen else []
+    for layer in (child, stranger):
+        assert changes(driver, layer, one) == changes(driver, one, layer) == expected
 
 
 # -- several layers ------------------------------------------------------------------------------------------

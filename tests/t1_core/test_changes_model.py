@@ -1,95 +1,24 @@
 """Changes and Diff of random histories: the same as a naive comparison, and enough to make the layer again.
 
-Theory: an RW layer of the ``fuse`` driver gets random operations as from the kernel, so that redirects,
-metacopies, opaque directories and names that came back occur; chains of random tars are made on both drivers.
-Then, against every layer below, nothing at all and a layer of another chain: Changes is what `support.naive`
-finds, Diff is the same bytes each time, and unpacking it on that other layer shows the same tree as before.
+Theory: an RW layer gets random operations as from the kernel (`support.driver_machine`); chains of random
+tars are made on both drivers.  Then, against every layer below, nothing at all and a layer of another chain:
+Changes is what `support.naive` finds, Diff is the same bytes each time and from both drivers, and unpacking
+it on that other layer, or in place, shows the same tree as before.
 """
 
 import itertools
-import json
-import stat
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, note, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import initialize, invariant
+from hypothesis import given, settings
 from support import model, naive
-from support.filesystem_model import Filesystem, expected_changes
+from support.driver_machine import ELSEWHERE, DriverMachine, check, told_apart
 from support.layers import add, stack
-from support.model import Op, Thing
 from support.stacks import stacks
-from support.tars import Stream, folder, hard_link, member, tar
-from support.union_machine import UnionMachine
-from support.union_on_disk import Directories, fingerprint
 
-from fusestore.digest import new_cache_id
 from fusestore.driver.fuse import FuseDriver
-from fusestore.driver.ownership import Metadata, Ownership, finish
-from fusestore.driver.union.layerdir import LayerDir
-from fusestore.driver.union.nodes import ROOT
-from fusestore.driver.union.upper import Upper
-from fusestore.driver.union.writable import WritableUnion
+from fusestore.driver.ownership import Ownership
 from fusestore.driver.vfs import VfsDriver
-from fusestore.driver.whiteout import Spelling
-from fusestore.files import opened
-
-ELSEWHERE = [
-    tar(folder("a", 0o700, mtime=3), member("a/b", b"x", mtime=99), member("b", mtime=98)),
-    tar(folder("c/a"), member("e", b"y", mtime=97), hard_link("a/e", "e")),
-]
-
-
-def told_apart(layers):
-    """No two files with the same time: what differs in nothing but content is taken to be the same."""
-    things = {id(op.thing): op.thing for ops in layers for op in ops if op.verb == "make"}
-    for number, thing in enumerate(things.values(), 100):
-        if not stat.S_ISDIR(thing.kind):
-            thing.mtime = number
-    return layers
-
-
-LINKED = st.lists(
-    st.sampled_from(["a", "d", "b/a", "b/c/a", "b/c/b", "b/c/d/a", "b/c/d/b", "c/d/a", "c/d/b"]),
-    min_size=2,
-    max_size=6,
-    unique=True,
-)
-
-
-@st.composite
-def layers_with_links(draw):
-    """Layers of which the lowest has hard links between directories, also deep ones."""
-    first, *others = draw(LINKED)
-    links = [Op("link", path, None, first) for path in others]
-    made = Op("make", first, Thing(stat.S_IFREG, 0o644, content=b"linked"))
-    return told_apart([[made, *links], *draw(stacks(Ownership.OVERRIDE))])
-
-
-def check(driver, cache_id, others):
-    """A layer against each of `others`; the tars that make it out of them, and what has changed."""
-    tree, found = naive.shown(driver, cache_id), {}
-    for other in others:
-        note(f"-- compared with {other and other[:8]}")
-        changed = naive.letters(driver, cache_id, other)
-        assert changed == naive.changes(tree, naive.shown(driver, other))
-        archive = b"".join(driver.diff(cache_id, other))
-        found[other] = changed, archive
-        again, applied = add(driver, archive, other)
-        assert naive.facts(naive.shown(driver, again)) == naive.facts(tree)
-        assert applied.size == driver.diff_size(cache_id, other)
-        if not has_sockets(tree):
-            assert (naive.letters(driver, again, other), b"".join(driver.diff(again, other))) == found[other]
-        assert b"".join(driver.diff(cache_id, other)) == archive
-    return found
-
-
-def has_sockets(tree):
-    return any(stat.S_ISSOCK(entry.kind) for entry in tree.values())
-
-
-# -- chains of tars ------------------------------------------------------------------------------------------
 
 
 @given(stacks(Ownership.OVERRIDE).map(told_apart))
@@ -107,124 +36,10 @@ def test_layers_of_random_tars(layers):
             trees = [naive.shown(driver, layer) for layer in everything]
             for new, old in itertools.product(range(1, len(everything)), range(len(everything))):
                 changed = naive.letters(driver, everything[new], everything[old])
-                assert changed == naive.changes(trees[new], trees[old])
+                assert changed == naive.changes(trees[new], trees[old], contents=driver.stacked)
             found.append(check(driver, chain[-1] or everything[-1], everything).values())
     assert [*found[0]] == [*found[1]], "the drivers disagree"
 
 
-# -- random operations ---------------------------------------------------------------------------------------
-
-
-class Layered(Directories):
-    """`Directories` in the home of a ``fuse`` driver: RO layers of `archives`, an RW layer on top."""
-
-    def __init__(self, place, archives, spelling, **options):
-        home = place / "fuse"
-        home.mkdir()
-        record = {"ownership": Ownership.OVERRIDE.value, "whiteouts": spelling.value}
-        (home / "home.json").write_text(json.dumps(record))
-        self.driver = FuseDriver(place, place / "run")
-        self.archives, self.chain = archives, []
-        for archive in archives:
-            self.chain.insert(0, add(self.driver, archive, next(iter(self.chain), None))[0])
-        self.rw = new_cache_id()
-        self.driver.create_read_write(self.rw, next(iter(self.chain), None))
-        self.lowers = [home / layer / "diff" for layer in self.chain]
-        self.upper, self.work = home / self.rw / "diff", home / self.rw / "work"
-        self._place, self._options, self._open = place, options, []
-
-    def make_upper(self, root):
-        with opened(self.upper) as fd:
-            finish(fd, root, Ownership.OVERRIDE)
-
-    def _layer(self, path, links=None):
-        return LayerDir(str(path), self.driver.ownership, self.driver.spelling, links)
-
-    def mount(self):
-        lowers = [self._layer(path, str(path.with_name("links"))) for path in self.lowers]
-        upper, work = self._layer(self.upper), self._layer(self.work)
-        self._open = [upper, work, *lowers]
-        return WritableUnion(Upper(upper, work, self.driver.spelling, **self._options), lowers)
-
-    def view(self):
-        return self.driver.union(self.rw)
-
-
-class DriverMachine(UnionMachine):
-    """As `UnionMachine`, and at the end the layer is compared, unpacked, put back and built upon."""
-
-    @initialize(data=st.data())
-    def mount_first(self, data):
-        options = {key: data.draw(st.booleans()) for key in ("metacopy", "redirect")}
-        tree, archives = model.stacked(data.draw(layers_with_links()))
-        self.watched, self.hidden_links, self.plain_symlinks = "at the end", (), False
-        self.put_back, self.forgetful = data.draw(st.booleans()), data.draw(st.booleans())
-        self.scratch = Path(tempfile.mkdtemp(prefix="driver-model-"))
-        self.disk = Layered(self.scratch, archives, data.draw(st.sampled_from(Spelling)), **options)
-        self.fs = Filesystem(tree)
-        self.first = self.fs.facts()
-        root = self.fs.root
-        root.ino = ROOT
-        self.disk.make_upper(Metadata(root.mode, root.uid, root.gid, root.mtime_ns, xattrs=root.xattrs))
-        self.lowers = fingerprint(self.disk.lowers)
-        self._mount()
-
-    @invariant()
-    def a_kernel_that_remembers_nothing(self):
-        if getattr(self, "forgetful", False):
-            self._drop_caches()
-
-    def _remove(self, parent, name, verb, *, evict):
-        self._settle_linked(parent, name)
-        super()._remove(parent, name, verb, evict=evict)
-
-    def _rename(self, old, old_name, new, new_name, flags, *, evict):
-        self._settle_linked(new, new_name)
-        super()._rename(old, old_name, new, new_name, flags, evict=evict)
-
-    def _settle_linked(self, parent, name):
-        """Who takes a name away from a file that has more waits for its copy-up."""
-        inode = parent.children.get(name)
-        if inode is not None and inode.links > 1:
-            self._settle(inode)
-
-    def _check_diff(self):
-        driver, rw, chain = self.disk.driver, self.disk.rw, self.disk.chain
-        expected = expected_changes(self.first, self.fs.facts())
-        parent = next(iter(chain), None)
-        assert sorted(naive.letters(driver, rw, parent)) == expected
-        strange = stack(driver, *ELSEWHERE)
-        made = check(driver, rw, [*chain, strange, None])
-        tree = naive.shown(driver, rw)
-        self._check_vfs(*made[parent], tree)
-        if self.put_back:
-            for other in (*chain, strange):
-                driver.apply_diff(rw, Stream(b"".join(driver.diff(other, rw))))
-                assert naive.facts(naive.shown(driver, rw)) == naive.facts(naive.shown(driver, other))
-                assert naive.letters(driver, rw, other) == []
-        else:
-            child = new_cache_id()
-            driver.create_read_write(child, rw)
-            assert naive.facts(naive.shown(driver, child)) == naive.facts(tree)
-            assert naive.letters(driver, child, rw) == []
-            if not has_sockets(tree):
-                again = naive.letters(driver, rw, parent), b"".join(driver.diff(rw, parent))
-                assert again == made[parent], "it has changed by being frozen"
-
-    def _check_vfs(self, changed, archive, tree):
-        """An RW layer of the other driver becomes the same by the same tar."""
-        driver, parent, rw = VfsDriver(self.scratch, self.scratch / "run"), None, new_cache_id()
-        for below in self.disk.archives:
-            parent, _ = add(driver, below, parent)
-        driver.create_read_write(rw, parent)
-        driver.apply_diff(rw, Stream(archive))
-        assert naive.facts(naive.shown(driver, rw)) == naive.facts(tree)
-        if not has_sockets(tree):
-            assert (naive.letters(driver, rw, parent), b"".join(driver.diff(rw, parent))) == (
-                changed,
-                archive,
-            )
-
-
 TestDriver = DriverMachine.TestCase
-TestDriver.settings = settings(stateful_step_count=40)
+TestDriver.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=40)

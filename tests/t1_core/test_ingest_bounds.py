@@ -42,16 +42,16 @@ def sparse_map(count):
 
 
 CASES = {
-    "whiteouts far down": lambda: (member(DEEP + b".wh.%d" % i) for i in range(600)),
-    "opaque directories far down": lambda: (member(b"%d/" % i + DEEP + b".wh..wh..opq") for i in range(600)),
+    "whiteouts far down": lambda: (member(DEEP + b".wh.%d" % i) for i in range(1000)),
+    "opaque directories far down": lambda: (member(b"%d/" % i + DEEP + b".wh..wh..opq") for i in range(1000)),
     "directories far down": lambda: (folder(b"%d/" % i + DEEP) for i in range(2)),
     "long names of directories": lambda: (folder((b"%06d" % i + b"d" * 240 + b"/") * 16) for i in range(400)),
     "xattrs of directories": lambda: (
         folder(f"d{i}", extra={f"SCHILY.xattr.user.{j}": b"v" * 65000 for j in range(14)}) for i in range(100)
     ),
-    "files below 40 long symlinks": lambda: of_symlinks(*(member(f"l39/{i}/f") for i in range(1000))),
+    "files below 40 long symlinks": lambda: of_symlinks(*(member(f"l39/{i}/f") for i in range(5000))),
     "links through 40 long symlinks": lambda: of_symlinks(
-        *(hard_link(f"h{i}", "l39/f") for i in range(1000))
+        *(hard_link(f"h{i}", "l39/f") for i in range(5000))
     ),
     "sparse maps": lambda: (sparse_map(80_000) for _ in range(8)),
     "hard links to one file": lambda: (
@@ -66,7 +66,7 @@ def test_an_entry_costs_little(tmp_path, name):
     directory = tmp_path / "layer"
     directory.mkdir()
     stream, place = Pieces(CASES[name]()), os.fsencode(directory)
-    with bounded(seconds=10), suppress(InvalidLayer):
+    with bounded(seconds=20), suppress(InvalidLayer):
         unpack(stream, place, Nothing(), Ownership.OVERRIDE, Spelling.DEVICE, Limits())
     with bounded(seconds=5):
         remove_tree(directory)

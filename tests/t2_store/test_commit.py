@@ -145,6 +145,45 @@ def test_what_programs_have_just_written_is_committed(layers, base, write):
     rw.unmount()
 
 
+def renamed(path):
+    os.rename(path / "var", path / "moved")
+
+
+def unreadable(path):
+    (path / "etc/passwd").chmod(0)
+
+
+def unlinked(path):
+    """It was made with another name first."""
+    os.link(path / "etc/passwd", path / "etc/passwd (deleted)")
+    (path / "etc/passwd").unlink()
+
+
+OPENED = {
+    "renamed": ("var/old/1", "moved/old/1", renamed),
+    "unreadable": ("etc/passwd", "etc/passwd", unreadable),
+    "another name": ("etc/passwd", "etc/passwd (deleted)", unlinked),
+    "a hard link of a lower layer": ("usr/bin/tool", "usr/bin/link", os.listdir),
+    "a strange name": ("new\n (deleted)", "new\n (deleted)", os.listdir),
+}
+
+
+@pytest.mark.parametrize("case", OPENED)
+def test_what_was_written_into_an_open_file_is_committed_wherever_it_is(layers, base, case):
+    opened, committed, change = OPENED[case]
+    rw = layers.create_rw_layer("work", base)
+    path = rw.mount()
+    with (path / opened).open("ab", buffering=0) as file:
+        change(path)
+        for _ in range(4):
+            file.write(b"data" * (1 << 18))
+        archive = exact(layers.commit(rw))
+    assert archive.count(b"data" * (1 << 20)) == 1
+    named = {found.name: found for found, _ in read(archive)}[committed.encode()]
+    assert named.size >= 4 << 20 or named.link
+    rw.unmount()
+
+
 def test_a_commit_does_not_end_the_rw_layer(layers, base):
     """It goes on, and its next commit has the first one's changes and its own."""
     rw = layers.create_rw_layer("work", base)

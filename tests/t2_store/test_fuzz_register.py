@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import wild
-from support.arena import LIMITS, LOWER, Canary, harmful, state
+from support.arena import LOWER, Canary, harmful, state
 from support.fsck import problems
 from support.images import sha256
 from support.layers import tree
 from support.tars import Stream
 
+from fusestore.driver.api import Limits
 from fusestore.driver.fuse import FuseDriver
 from fusestore.driver.vfs import VfsDriver
 from fusestore.errors import InvalidLayer, NotReproducible
@@ -25,7 +26,7 @@ def store(request, tmp_path_factory):
     canary, root = Canary(place), place / "store"
     root.mkdir()
     database, driver = Database(root / "store.db"), request.param(root, place / "run")
-    store = LayerStore(LayerMetadata(database), driver, LIMITS)
+    store = LayerStore(LayerMetadata(database), driver, Limits(size=64 << 20, entries=500))
     lower = store.register(Stream(LOWER))
     before = state(driver.path / lower.record.cache_id)
     yield store, driver, root, lower.chain_id

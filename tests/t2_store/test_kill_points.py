@@ -1,28 +1,36 @@
 """Killed, or refused something by the machine, at the calls by which a layer store changes things.
 
 The operations are those of support/scenes.py, on both drivers; the faults those of support/shim.py: kill -9
-before a call and in the middle of a write, a short write, ENOSPC, EDQUOT, EIO and EMFILE.  What must hold: the
-store is sound at once and clean after the next open and cleanup, is as before or as it should be, what was
-acknowledged is there, an error says what the machine said, the same again succeeds - in the same process after
-an error, in the next one after a death -, and no file descriptor, process, mount or temporary file is left.
-Here a sample of the points is tried; FUSESTORE_ALL_POINTS=1 tries every one (some 15,000, half an hour).
+before a call and in the middle of a write, a short write, ENOSPC, EDQUOT, EIO and EMFILE.  What must hold:
 
-Such a campaign is worth what its list of points is worth: it is compared with strace's.
+- the store is sound at once, and clean after the next open and cleanup;
+- it is as before or as it should be; what was acknowledged is there;
+- an error says what the machine said;
+- the same again succeeds, in the same process after an error, in the next one after a death;
+- no file descriptor, process, mount or temporary file is left.
+
+Here a sample of them is tried; FUSESTORE_ALL_POINTS=1 tries every one (some 15,000: half an hour).  Such
+a campaign is worth what its list of points is worth: it is compared with strace's.
 """
 
 import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from support import shim
 from support.faults import CHANGING
+from support.fsck import garbage, problems
 from support.scenes import DRIVERS, SCENES
 
+from fusestore.store.storage import Store
+
 TESTS = Path(__file__).parents[1]
+PATHS = os.pathsep.join([str(TESTS), str(TESTS.parent)])
 ALL = os.environ.get("FUSESTORE_ALL_POINTS") == "1"
 MOUNTING = "mount", "create with init"  # a mount takes its time
 #: The system calls by which libc makes a call.
@@ -44,8 +52,7 @@ def library(tmp_path_factory):
 def run(place, driver, scene, *arguments, under=(), environment=os.environ):
     """support/kill_points.py in a process of its own; what it says."""
     module = [sys.executable, "-bb", "-m", "support.kill_points", place, "--driver", driver, "--scene", scene]
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    environment = {**environment, "PYTHONPATH": paths}
+    environment = {**environment, "PYTHONPATH": PATHS}
     return subprocess.run([*under, *module, *arguments], env=environment, capture_output=True, text=True)
 
 
@@ -86,3 +93,39 @@ def changes(name, rest):
     if name == "openat":
         return re.search("O_(WRONLY|RDWR|CREAT)", rest)
     return name not in ("stat", "newfstatat") and (name != "ioctl" or "FICLONE" in rest)
+
+
+BUILD = """
+import os, sys
+from pathlib import Path
+from support.scenes import BASE, Session
+from support.tars import Stream, member, tar
+from fusestore.digest import new_cache_id
+session = Session(Path(sys.argv[1]), "fuse")
+for i in range(1000):
+    session.store.register(Stream(tar(member("f", b"%d" % i)))).drop()
+driver = session.store.driver
+for _ in range(25):
+    published, staged = new_cache_id(), new_cache_id()
+    driver.create(published)
+    driver.apply_diff(published, Stream(BASE))
+    driver.stage(staged, None)
+    driver.apply_diff(staged, Stream(BASE))
+os._exit(0)
+"""
+
+
+def test_a_store_of_1000_layers_and_50_leftovers_opens_soon(library, tmp_path):
+    """reliability.md, figure 28, asks for 1 s."""
+    environment = shim.environment(library) | {"PYTHONPATH": PATHS}
+    subprocess.run([sys.executable, "-c", BUILD, tmp_path], env=environment, check=True)
+    root, runroot = tmp_path / "store", tmp_path / "run"
+    assert len(garbage(root)) == 25 + 25 + 25  # what is published has a link, too
+    start = time.monotonic()
+    with Store(str(root), str(runroot)) as store:
+        store.collect()
+        seconds = time.monotonic() - start
+        assert len(store.layers.map()) == 1000
+    print(f"{seconds:.2f} s")
+    assert problems(root) == []
+    assert seconds < 10

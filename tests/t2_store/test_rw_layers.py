@@ -344,6 +344,20 @@ def test_a_tar_stream_from_any_ancestor(layers):
         top.tar_stream_from("sha256:" + "0" * 64)
 
 
+def test_a_handle_on_what_is_deleted_says_so(layers, base):
+    """It is the caller's fault, no damage of the store."""
+    rw = layers.create_rw_layer("c1", base.chain_id, init_func=os.listdir)
+    layers.release_rw_layer(rw)
+    layers.create_rw_layer("c1").drop()  # of the same name, and another
+    for use in (rw.mount, rw.changes, rw.size, rw.metadata, rw.tar_stream, lambda: layers.commit(rw)):
+        with pytest.raises(RWLayerNotFound, match="mount does not exist"):
+            use()
+    layers.release(base)
+    for use in (base.tar_stream, base.metadata, lambda: base.tar_stream_from(None).read()):
+        with pytest.raises(LayerNotFound, match="layer does not exist"):
+            use()
+
+
 def test_a_stream_outlives_its_handle(layers, base):
     """It keeps the layer itself, until it is closed."""
     stream = base.tar_stream()

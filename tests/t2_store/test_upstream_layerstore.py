@@ -13,7 +13,8 @@ from support.rw_layers import create_layer, put_file, tidied
 from support.tars import END, Stream, folder, member, tar
 
 from fusestore.driver.api import ChangeKind
-from fusestore.errors import CorruptStore, LayerNotRetained, MountNameConflict, RWLayerNotFound
+from fusestore.errors import CorruptStore, LayerInUse, LayerNotRetained, MountNameConflict, RWLayerNotFound
+from fusestore.store.layerstore import release_and_log
 from fusestore.store.registered import Released
 from fusestore.store.tarsplit import RECORD
 
@@ -199,6 +200,24 @@ def test_tar_stream_verification(layers):
     assert len(exact(handles[0])) == 512 * 3 + len(END)
 
 
+def test_release_and_log(layers, caplog):
+    """Every layer that went is told, child first; an error is told and not raised."""
+    below, above = chain_of(layers, *RESTORED[:2])
+    layers.release(below)
+    with caplog.at_level("INFO", "fusestore"):
+        release_and_log(layers, above)
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    for layer, record in zip((above, below), caplog.records, strict=True):
+        assert layer.chain_id in record.getMessage()
+        assert layer.diff_id in record.getMessage()
+    assert layers.map() == {}
+    caplog.clear()
+    release_and_log(layers, above)
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "layer not retained" in record.getMessage()
+
+
 # -- mount_test.go -----------------------------------------------------------------------------------------
 
 
@@ -282,3 +301,7 @@ def test_mount_apply(layers, base):
     assert (path / "file1").exists()
     rw.unmount()
     assert rw.size() == len(b"some new data")
+    rw.mount()
+    with other.tar_stream() as stream, pytest.raises(LayerInUse, match="mounted"):
+        rw.apply_diff(stream)
+    rw.unmount()

@@ -83,7 +83,7 @@ class Upper:
         claim: bool = True,
     ) -> None:
         self.tree = tree
-        tree.mutable = True
+        tree.mutable = work.mutable = True
         self.work = work
         self.ownership = tree.ownership
         self.spelling = spelling

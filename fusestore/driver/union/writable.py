@@ -349,7 +349,9 @@ class WritableUnion(FilesUnion):
                 for name in path[len(top.path) + 1 :].split(b"/"):
                     is_directory = node is not None and stat.S_ISDIR(node.attr.mode)
                     node = self._find(node, name) if node is not None and is_directory else None
-                if node is not None and not node.upper and node.layers[0] is layer and node.path == path:
+                if node is None or node.upper or node.layers[0] is not layer:
+                    continue
+                if node.path in layer.find_links(path):  # a node has the path of the name it was found by
                     self._raise(node, data=False)
 
     def _raise_tree(self, top: Node) -> None:
