@@ -45,9 +45,7 @@ def changes(new: Union, old: Union | None) -> list[Change]:
 
 def diff_size(new: Union, old: Union | None) -> int:
     """Bytes of the files in the tar that `diff` would make, each inode once.  Raises OSError."""
-    found = _compared(new, old)
-    _add_links(new, found)
-    attrs = (entry.attr for _, entry in found.values() if entry is not None)
+    attrs = (entry.attr for _, entry in _compared(new, old).values() if entry is not None)
     sizes = {(a.dev, a.ino): a.size for a in attrs if stat.S_ISREG(a.mode) or stat.S_ISLNK(a.mode)}
     return sum(sizes.values())
 

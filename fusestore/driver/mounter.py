@@ -371,9 +371,11 @@ def _bury(records: Sequence[Path], runroot: Path) -> None:
 
 def sweep(runroot: Path) -> None:
     """Remove mountpoints of our own on which nothing is mounted.  Raises OSError."""
-    with _locked(runroot):
-        for mountpoint in list((runroot / "mnt").iterdir() if (runroot / "mnt").is_dir() else ()):
-            _remove_own(mountpoint, runroot)
+    directory = runroot / "mnt"
+    if directory.is_dir():
+        with _locked(runroot):
+            for mountpoint in list(directory.iterdir()):
+                _remove_own(mountpoint, runroot)
 
 
 def find(mountpoint: Path, runroot: Path) -> Mounted | None:

@@ -21,11 +21,13 @@ from __future__ import annotations
 import os
 import stat
 
-from fusestore.driver.ownership import Metadata, create_file, finish
+from fusestore.driver.ownership import Metadata, Ownership, create_file, finish
 from fusestore.driver.union.layerdir import METACOPY, REDIRECT, Attr, LayerDir, Place
 from fusestore.driver.union.nodes import Node
 from fusestore.driver.union.upper import Upper
 from fusestore.syscalls import copy_data
+
+_CAPABILITY = b"security.capability"
 
 
 class CopyUp:
@@ -69,12 +71,15 @@ class CopyUp:
     def run(self) -> None:
         """Copy.  Raises OSError, and then what was staged is of no use; closes both files in any case."""
         try:
+            privileges = self._privileges()
             if self.size:
                 copy_data(self._source, self._target, self.size)
             if self._fresh is None:
                 # Before it is no longer a metacopy: one that is shorter shows the beginning, a hole shows
                 # zeros.
                 os.ftruncate(self._target, self.size)
+                if privileges is not None:
+                    os.setxattr(self._target, _CAPABILITY, privileges)
             else:
                 meta, marks = self._fresh
                 self._upper.set_marks(self._target, marks)
@@ -83,6 +88,15 @@ class CopyUp:
                 os.fsync(self._target)
         finally:
             self.close()
+
+    def _privileges(self) -> bytes | None:
+        """The file capabilities of a metacopy, which the kernel takes away with the first write."""
+        if self._fresh is not None or self._upper.ownership is not Ownership.REAL:
+            return None
+        try:
+            return os.getxattr(self._target, _CAPABILITY)
+        except OSError:
+            return None
 
     def close(self) -> None:
         """Close both files."""
