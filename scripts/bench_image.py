@@ -14,6 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ def _lot(name: str) -> int:
     return zlib.crc32(os.fsencode(name)) >> 3
 
 
-def write_layer(tar: Path, tree: Path, layer: Layer) -> None:
+def write_layer(tree: Path, layer: Layer, tar: Path) -> None:
     """A layer's tar: everything owned by root, so that nothing needs an override; parents before children."""
     with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
         written = {""}
@@ -134,7 +135,7 @@ class Layout:
     def add_tree(self, tree: Path, found: Iterable[Found], *, opaque: bool = True) -> list[Blob]:
         """Layers of the names `found` below `tree`, compressed; see `spread`."""
         return [
-            self.add_layer(lambda tar, layer=layer: write_layer(tar, tree, layer), compressed=True)
+            self.add_layer(partial(write_layer, tree, layer), compressed=True)
             for layer in spread(found, opaque=opaque)
         ]
 

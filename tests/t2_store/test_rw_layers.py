@@ -133,7 +133,7 @@ def test_calls_by_name_cost_no_fd(layers, base):
     layers.mount("c1", base.chain_id)
     layers.unmount("c1")
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(4):
+    for _ in range(2):
         layers.mount("c1")
         layers.unmount("c1")
         layers.changes("c1")

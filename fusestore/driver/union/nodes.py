@@ -144,7 +144,7 @@ class Nodes:
         if known is not node:
             self.by_ino[node.ino] = node
             self._most = max(self._most, len(self.by_ino))
-            node.parent.children += 1
+            node.parent = self.hold(node.parent)
             if known is not None:
                 node.nlookup += known.nlookup
                 node.generation = known.generation + 1
@@ -183,6 +183,23 @@ class Nodes:
                 self.release(directory)
         self.release(node.parent)
 
+    def same(self, directory: Node) -> Node:
+        """The node in the table that stands for `directory`, if there is one, else itself."""
+        known = self.by_ino.get(directory.ino, directory)
+        return directory if known.live is not None and known.live.gone else known
+
+    def hold(self, directory: Node) -> Node:
+        """A name more needs `directory`; the node that stands for it, in the table from now on.
+
+        One that the kernel has not heard of would have a twin as soon as it does.
+        """
+        directory = self.same(directory)
+        if directory.ino not in self.by_ino:
+            directory.parent = self.hold(directory.parent)
+            self.by_ino[directory.ino] = directory
+        directory.children += 1
+        return directory
+
     def release(self, directory: Node) -> None:
         """A name less needs `directory`."""
         directory.children -= 1
@@ -191,7 +208,7 @@ class Nodes:
     def rename(self, node: Node, parent: Node, name: bytes) -> None:
         """`node` is now called `name` in `parent`."""
         known = self.by_ino.get(node.ino) is node
-        parent.children += known
+        parent = self.hold(parent) if known else parent
         old, node.parent, node.name = node.parent, parent, name
         if known:
             self.release(old)

@@ -38,6 +38,7 @@ class RaisingUnion(MergedUnion):
         return super().at(node)
 
     def _node(self, directory: Node, name: bytes, entry: Entry) -> Node:
+        directory = self._nodes.same(directory)
         node = super()._node(directory, name, entry)
         if node.live is not None and node.live.gone:
             return Node(node.ino, directory, name, entry.layers, entry.path, entry.attr, upper=entry.upper)
@@ -57,8 +58,7 @@ class RaisingUnion(MergedUnion):
         if node.upper and not entry.upper:  # the rest of a group of links whose copy-up was interrupted
             self._raise_directory(directory)
             self.upper.link(self.at(node), join(self.place(directory), name), covered=False)
-        live.aliases.add((directory, name))
-        directory.children += 1
+        live.aliases.add((self._nodes.hold(directory), name))
         if entry.upper and not node.upper:
             self._arrived(node, entry.layers)
             node.epoch = 0
