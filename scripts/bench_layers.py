@@ -39,6 +39,7 @@ from bench_image import LAYERS, Blob, Layout, digest, find
 from fusestore.digest import HashingReader, new_cache_id
 from fusestore.driver.api import Limits
 from fusestore.driver.fuse import FuseDriver
+from fusestore.store.layer import Layer
 from fusestore.store.storage import Store
 from fusestore.store.tarsplit import RECORD, Writer
 
@@ -163,14 +164,13 @@ def export_layers(image: str, place: str) -> float:
     """Milliseconds for all layers of an image, as the tars they were."""
     with Store() as store:
         layers = [store.layers.get(record.chain_id) for record in store.chain(store.lookup(image))]
-        return clocked(lambda: [_write(layer.tar_stream(), f"{place}/{layer.diff_id}") for layer in layers])[
-            1
-        ]
+        return clocked(partial(_write, layers, place))[1]
 
 
-def _write(stream: io.BufferedReader, path: str) -> None:
-    with stream, open(path, "wb") as file:
-        shutil.copyfileobj(stream, file, MIB)
+def _write(layers: Sequence[Layer], place: str) -> None:
+    for layer in layers:
+        with layer.tar_stream() as stream, open(f"{place}/{layer.diff_id}", "wb") as file:
+            shutil.copyfileobj(stream, file, MIB)
 
 
 def unpack(tar: str, place: str, recorded: bool) -> float:
@@ -205,7 +205,6 @@ def client(function: Callable[..., Any], prefix: Sequence[str] = (), **values: o
 
 _NAMESPACE = """
 mount -t tmpfs none /run
-mount -t tmpfs none /dev/shm
 echo ready
 read -r _
 """
@@ -217,6 +216,7 @@ netns = "none"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "none"
+lock_type = "file"
 """
 _STORAGE_CONF = """
 [storage]
@@ -276,14 +276,18 @@ class Podman:
     def load(self, source: str, name: str, graph: Path | None = None) -> None:
         """Copy an image into the store, or into a new one at `graph`."""
         options = ",".join(f"{self._driver}.{name}={value}" for name, value in self._options.items())
-        run_root = f"/run/{graph.parent.name}" if graph else "/run/graph"
+        run_root = f"/run/{graph.name if graph else 'graph'}"
         where = f"[{self._driver}@{graph or self._top / 'graph'}+{run_root}:{options}]localhost/{name}"
         copy = ["skopeo", "--insecure-policy", "copy", "-q", f"oci:{source}", f"containers-storage:{where}"]
         run([*self._prefix, *copy])
 
     def save(self, name: str, place: Path) -> None:
         """Write the layers of an image as plain tars, and its documents."""
-        self.run("save", "-q", "--format=docker-dir", f"--output={place}", f"localhost/{name}")
+        self.run("save", "-q", "--format=docker-dir", f"--output={place}/saved", f"localhost/{name}")
+
+    def list_images(self, place: Path) -> None:
+        """Have podman start, open its store, and end."""
+        self.run("images")
 
     def make_container(self, image: str, name: str, changes: Report) -> None:
         """A container of an image, with changes made in its mount."""
@@ -327,8 +331,8 @@ class Depot:
     def _build(self, tree: Path) -> list[Blob]:
         images = Layout(self._work / "oci")
         names = list(islice(find(tree), 0, self._sizes.entries * EVERY, EVERY))
-        # podman 4.3 cannot load an opaque directory where the kernel is to mount it: without root it looks for
-        # its capabilities in a chroot that has no /proc.
+        # An opaque directory is what podman 4.3 cannot load where the kernel is to mount it: without root it
+        # looks for its capabilities in a chroot that has no /proc.
         big, small = (images.add_tree(tree, names[::step], opaque=False) for step in (1, SMALLER))
         for name, layers in zip(IMAGES, (big, small), strict=True):
             images.add_image(name, layers)
@@ -382,7 +386,7 @@ class Depot:
         }
         for name, podman in self._podmans.items():
             if name != "podman fuse-overlayfs":  # which unpacks like the other overlay
-                sides[name] = lambda place, podman=podman: podman.load(source, "image", place / "graph")
+                sides[name] = partial(podman.load, source, "image")
         self._turn(round_, f"import of {self._sizes.entries} entries in {LAYERS} layers", sides)
 
     def _export(self, round_: int) -> None:
@@ -407,8 +411,8 @@ class Depot:
         }
         lists: dict[str, Side] = {"fusestore": lambda place: run(["fusestore", "layers"])}
         for name, podman in self._podmans.items():
-            sides[name] = lambda place, podman=podman: podman.save("image", place / "saved")
-            lists[name] = lambda place, podman=podman: podman.run("images")
+            sides[name] = partial(podman.save, "image")
+            lists[name] = podman.list_images
         size = sum(blob.size for blob in self._blobs) // MIB
         places = self._turn(round_, f"export of {LAYERS} layers, {size} MiB", sides)
         self._turn(round_, "- a process that only lists", lists)
@@ -456,7 +460,8 @@ class Depot:
         if missing := {*changes["written"], *changes["deleted"]} - {*naive["names"]}:
             raise RuntimeError(f"{NAIVE} has missed {', '.join(sorted(missing)[:4])}")
         self._add(f"changes {label}", NAIVE, naive["value"])
-        return list(report["changes"])
+        changed: list[str] = report["changes"]
+        return changed
 
     def _change_container(self, side: str, image: str, name: str, changes: Report, label: str) -> list[str]:
         podman = self._podmans[side]
@@ -472,7 +477,7 @@ class Depot:
 
 def _without_parents(changes: Iterable[str]) -> set[str]:
     """Changes but those of directories above others, of which podman's overlay leaves some out."""
-    above = {f"C {os.path.dirname(change[2:])}" for change in changes}
+    above = {f"C {parent}" for change in changes for parent in Path(change[2:]).parents}
     return {*changes} - above
 
 

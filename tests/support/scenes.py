@@ -3,14 +3,17 @@
 import errno
 import hashlib
 import os
+import shutil
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.fsck import broken
 from support.layers import tree
 from support.tars import CHAR, Stream, folder, hard_link, member, symlink, tar
 
@@ -128,6 +131,17 @@ class Session:
             rows = {p: row._replace(nlink=0) if stat.S_ISDIR(row.kind) else row for p, row in rows.items()}
         return hashlib.sha256(repr(sorted(rows.items())).encode()).hexdigest()
 
+    def broken(self) -> list[str]:
+        """What must never be (`fsck.broken`); of a store of format 1, which fsck does not know, a damage."""
+        with tempfile.TemporaryDirectory() as place:
+            for path in self.root.glob("store.db*"):
+                shutil.copy(path, place)
+            database = sqlite3.connect(Path(place, "store.db"))
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
+            database.close()
+        return broken(self.root) if version != 1 else [verdict] * (verdict != "ok")
+
     def close(self) -> None:
         """Close the database."""
         self._store = None
@@ -147,7 +161,6 @@ class Scene:
     grip: Callable[[Session], Any] = lambda session: session.store
     loose: bool = False
     reads: bool = False
-    format_1: bool = False
 
 
 def _worked(session: Session) -> RWLayer:
@@ -274,7 +287,7 @@ def _rw_or_none(session: Session) -> RWLayer | None:
 
 SCENES = {
     "open": Scene(lambda s, _: s.store.driver_name(), grip=lambda _: None),
-    "migrate": Scene(lambda s, _: len(s.store.map()), _old, lambda _: None, format_1=True),
+    "migrate": Scene(lambda s, _: len(s.store.map()), _old, lambda _: None),
     "register base": Scene(lambda s, _: s.register(BASE)[0].chain_id),
     "register child": Scene(_register_top, lambda s: s.register(BASE), _base),
     "register existing": Scene(_register_top, lambda s: s.register(BASE, TOP), _base),

@@ -713,3 +713,14 @@ def test_a_0_0_device_in_a_tar_is_no_whiteout(tmp_path, ownership):
 def test_device_numbers_that_linux_does_not_have(driver, major, minor):
     with pytest.raises(InvalidLayer):
         add(driver, tar(member("x", kind=CHAR, major=base256(major, 8), minor=base256(minor, 8))))
+
+
+def test_zeros_take_no_room(driver):
+    """What comes out of a sparse file, such as lastlog, goes into one again."""
+    content = b"first" + bytes(8 << 20) + b"last"
+    top, applied = add(driver, tar(member("var/log/lastlog", content), member("small", bytes(100))))
+    assert applied.size == len(content) + 100
+    layer = driver.path / top / "diff"
+    assert (layer / "var/log/lastlog").read_bytes() == content
+    assert (layer / "var/log/lastlog").stat().st_blocks * 512 < 4 << 20
+    assert (layer / "small").stat().st_blocks > 0

@@ -22,7 +22,7 @@ from fusestore.driver.vfs import VfsDriver
 
 
 @given(stacks(Ownership.OVERRIDE).map(told_apart))
-@settings(max_examples=settings().max_examples // 2)
+@settings(max_examples=settings().max_examples // 3)
 def test_layers_of_random_tars(layers):
     _, archives = model.stacked(layers)
     found = []
@@ -42,4 +42,4 @@ def test_layers_of_random_tars(layers):
 
 
 TestDriver = DriverMachine.TestCase
-TestDriver.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=40)
+TestDriver.settings = settings(max_examples=settings().max_examples // 3, stateful_step_count=40)

@@ -53,12 +53,18 @@ def contents(driver, layer):
 
 LOWER = tar(
     folder("d", 0o700, mtime=9), member("d/old", b"lower"), folder("d/sub"), member("d/sub/old", b"lower"),
-    member("f", b"lower"), member("g", b"lower"), symlink("s", "d"),
+    member("f", b"lower"), member("g", b"lower"), symlink("s", "d"), folder("t"), member("t/old"),
 )  # fmt: skip
-OWN = (folder("e"), member("e/own", b"own"), member("d/own", b"own"), member("h", b"own"))
+OWN = (
+    folder("e"),
+    member("e/own", b"own"),
+    member("d/own", b"own"),
+    member("h", b"own"),
+    member("t", b"own"),
+)
 GIVEN = {
     "d": None, "d/old": b"lower", "d/own": b"own", "d/sub": None, "d/sub/old": b"lower", "e": None,
-    "e/own": b"own", "f": b"lower", "g": b"lower", "h": b"own", "s": b"d",
+    "e/own": b"own", "f": b"lower", "g": b"lower", "h": b"own", "s": b"d", "t": b"own",
 }  # fmt: skip
 IN_D = ("d/old", "d/own", "d/sub", "d/sub/old")
 ON_TOP = {
@@ -81,6 +87,7 @@ ON_TOP = {
         {"h": None, "h/new": b"new"},
         (),
     ),
+    "a directory over its own file, which hides one": ((folder("t", 0o711),), {"t": None}, ()),
     "a directory over a symlink": ((folder("s"),), {"s": None}, ()),
     "a file over a directory": ((member("d", b"new"),), {"d": b"new"}, IN_D),
     "a file over its own directory": ((member("e", b"new"),), {"e": b"new"}, ("e/own",)),
@@ -138,6 +145,16 @@ def test_a_tar_that_fails_changes_nothing_in_an_rw_layer(driver):
         with pytest.raises(InvalidLayer):
             driver.apply_diff(layer, Stream(archive))
     assert naive.shown(driver, layer) == before
+
+
+def test_the_links_of_a_layer_that_got_a_child_are_known(driver):
+    """How many of them a child has left, and that they are one file when it changes one."""
+    layer = read_write(driver)
+    apply(driver, layer, member("a", b"1"), hard_link("b", "a"), hard_link("c", "a"))
+    child, _ = add(driver, tar(member(".wh.c"), hard_link("d/e", "a")), layer)
+    assert [naive.shown(driver, child)[name].nlink for name in (b"a", b"b", b"d/e")] == [3, 3, 3]
+    child, _ = add(driver, tar(member(".wh.c")), layer)
+    assert [naive.shown(driver, child)[name].nlink for name in (b"a", b"b")] == [2, 2]
 
 
 # -- sizes and files -----------------------------------------------------------------------------------------

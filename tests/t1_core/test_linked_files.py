@@ -122,3 +122,23 @@ def test_names_of_one_file_stay_one_file(tmp_path, group, change):
         both.remount()
         both.check(mounted=False)
         both.disk.unmount()
+
+
+@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+def test_names_go_one_after_the_other(tmp_path, group):
+    """The first of them, then the directory of another moves; the file knows how many are left."""
+    for seen, redirect in itertools.product([[], group, *([name] for name in group)], (True, False)):
+        both = Both(Path(tempfile.mkdtemp(dir=tmp_path)), group, True, redirect)
+        for name in seen:
+            find(both.union, name.encode())
+        both.unlink(group[-1])
+        if "/" in group[0]:
+            both.move_topmost(group[0])
+        left = [path.decode() for path, inode in both.fs.walk().items() if inode.is_file]
+        ino, inode = find(both.union, left[0].encode()), both.fs.find(left[0].encode())
+        for path in left:
+            both.check(mounted=True)
+            assert both.union.attr(both.union.node(ino)).nlink == inode.links
+            both.unlink(path)
+        assert both.union.attr(both.union.node(ino)).nlink == 0
+        both.disk.pull_the_plug()
