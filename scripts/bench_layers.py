@@ -31,7 +31,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any
+from typing import Any, TypeVar
 
 from bench_client import Samples, filesystem, run, say, timed, version
 from bench_image import LAYERS, Blob, Layout, digest, find
@@ -52,6 +52,7 @@ EVERY = 3  # third name of the tree is in the image
 SMALLER = 10
 KIB, MIB = 1 << 10, 1 << 20
 
+T = TypeVar("T")
 Report = dict[str, Any]
 
 
@@ -79,9 +80,9 @@ class Sizes:
 # What these return is printed as JSON.
 
 
-def clocked(function: Callable[[], Any]) -> tuple[Any, float]:
+def clocked(function: Callable[[], T]) -> tuple[T, float]:
     """What it returns, and milliseconds."""
-    result: list[Any] = []
+    result: list[T] = []
     seconds = timed(lambda: result.append(function()))
     return result[0], seconds * 1e3
 

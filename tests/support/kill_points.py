@@ -184,7 +184,8 @@ class Campaign:
             raise exc
         traceback.clear_frames(exc.__traceback__)
         exc.__traceback__ = None
-        _say({"error": told, "dirty": bool(session.broken() or garbage(session.root))})
+        assert session.broken() == [], told
+        _say({"error": told, "dirty": self.name != "migrate" and bool(garbage(session.root))})
         # What of its pipes is open already when the next one fails, Popen leaves open itself.
         left = [name for name in _open_files() if name not in before and not name.startswith("pipe:")]
         assert not left, f"{told}: left open: {left}"

@@ -76,6 +76,11 @@ def _archive(name: str, number: int) -> bytes:
     return tar(folder(name), *files, hard_link("same", f"{name}/0"), member(".wh.gone"))
 
 
+def _init(place: Path) -> None:
+    (place / "same").rename(place / "first")
+    (place / "same").write_bytes(b"init")
+
+
 class Worker:
     """One of the processes."""
 
@@ -171,8 +176,9 @@ class Worker:
             return None
         parent = self._any(self._layers)[1].chain_id
         name = f"own{self._number}-{self._next}" if own else f"shared{self._random.randrange(3)}"
+        init = _init if self._random.randrange(3) == 0 else None
         return {"name": name, "wanted": parent}, lambda: self._keep_rw(
-            self._session.store.create_rw_layer(name, parent)
+            self._session.store.create_rw_layer(name, parent, init_func=init)
         )
 
     def _take(self, own: bool) -> tuple[dict[str, Any], Callable[[], Any]]:

@@ -60,7 +60,7 @@ def run(place, driver, scene, *arguments, under=(), environment=os.environ):
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.timeout(3600 if ALL else 60)
 def test_a_store_survives_faults(library, tmp_path, driver, scene):
-    share = [] if ALL else ["--points", "4" if scene in MOUNTING and driver == "fuse" else "12"]
+    share = [] if ALL else ["--points", "4" if scene in MOUNTING and driver == "fuse" else "10"]
     answer = run(tmp_path, driver, scene, *share, environment=shim.environment(library))
     print(answer.stdout)
     assert (answer.returncode, answer.stderr) == (0, "")
