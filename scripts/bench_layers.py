@@ -1,9 +1,10 @@
 """The layer store beside podman's: import, export, changes and commit of RW layers; what tar-split costs.
 
-One image (`bench_image`) and one a tenth of its size are loaded into a store of ours and into stores of
-podman's: overlay by the kernel, overlay by fuse-overlayfs, and vfs, each in a user namespace of its own where
-one id is mapped.  Sides take turns, and what one has written is synced before the next one starts.  All must
-come to the same: an export has the diff IDs of the image, and after the same changes all list the same.
+An image (`bench_image`) is loaded into a store of ours and into stores of podman's: overlay by the kernel,
+overlay by fuse-overlayfs, and vfs, each in a user namespace of its own where one id is mapped.  Sides take
+turns, and what one has written is synced before the next one starts.  All must come to the same: an export
+has the diff IDs of the image, and after the same changes all list the same.  A second image, a tenth of the
+size, shows what of our cost goes with the image, and what with the changes only.
 
 What *library* does is measured inside a process.  Everything else is whole processes; what it takes to start
 one is a row of its own.
@@ -68,7 +69,10 @@ class Sizes:
 
     def scaled(self, factor: float) -> Sizes:
         """`factor` times as much, but enough to work with."""
-        return Sizes(**{name: max(int(value * factor), 10) for name, value in asdict(self).items()})
+        least = {"entries": 700}
+        return Sizes(
+            **{name: max(int(value * factor), least.get(name, 10)) for name, value in asdict(self).items()}
+        )
 
     @property
     def changed(self) -> int:
@@ -312,6 +316,7 @@ class Depot:
         self._work, self._sizes = work / "layers", sizes
         self._samples: Samples = {}
         self._podmans: dict[str, Podman] = {}
+        self._dropped: set[str] = set()
         self._work.mkdir()
         say(f"building images of every third name below {tree}")
         self._blobs = self._build(tree)
@@ -325,8 +330,8 @@ class Depot:
             with self._dropping(name):
                 podman = Podman(self._work / name.replace(" ", "-"), driver, options)
                 stack.callback(podman.close)
-                for image in IMAGES:
-                    podman.load(self._source(image), image)
+                podman.load(self._source("image"), "image")
+                podman.run("images")
                 self._podmans[name] = podman
 
     def _build(self, tree: Path) -> list[Blob]:
@@ -351,19 +356,23 @@ class Depot:
             if side in ("fusestore", *OURS):
                 raise
             say(f"without {side}: {str(exc).splitlines()[-1]}")
-            self._podmans.pop(side, None)
+            self._dropped.add(side)
 
     def _add(self, label: str, side: str, value: float) -> None:
         self._samples.setdefault(label, {}).setdefault(side, []).append(value)
 
+    def _rotated(self, sides: Iterable[str], round_: int) -> list[str]:
+        return [name for name in rotated(sides, round_) if name not in self._dropped]
+
     def _turn(self, round_: int, label: str, sides: dict[str, Side]) -> dict[str, Path]:
         """Have each side do its work; where they have written."""
         places = {}
-        for name in _rotated(sides, round_):
-            place = places[name] = Path(tempfile.mkdtemp(dir=self._work))
+        for name in self._rotated(sides, round_):
+            place = Path(tempfile.mkdtemp(dir=self._work))
             with self._dropping(name):
                 inside, took = clocked(partial(sides[name], place))
                 self._add(label, name, inside if isinstance(inside, float) else took)
+                places[name] = place
             run(["sync", "-f", str(place)])
         return places
 
@@ -427,9 +436,10 @@ class Depot:
             changes = self._choose(image, round_)
             label = f"of {self._sizes.changed} files on {self._sizes.entries // divisor} entries"
             sides: dict[str, Callable[..., list[str]]] = {"library": self._change_rw_layer}
-            sides |= {name: partial(self._change_container, name) for name in self._podmans}
+            if image == "image":
+                sides |= {name: partial(self._change_container, name) for name in self._podmans}
             lists: dict[str, list[str]] = {}
-            for side in _rotated(sides, round_):
+            for side in self._rotated(sides, round_):
                 with self._dropping(side):
                     lists[side] = sides[side](image, f"{image}-{round_}", changes, label)
             for side, changed in lists.items():
@@ -482,7 +492,7 @@ def _without_parents(changes: Iterable[str]) -> set[str]:
     return {*changes} - above
 
 
-def _rotated(names: Iterable[str], round_: int) -> list[str]:
+def rotated(names: Iterable[str], round_: int) -> list[str]:
     """Another one first each round."""
     order = list(names)
     first = round_ % len(order)
@@ -498,7 +508,7 @@ def measure_record(work: Path, files: int, repeat: int) -> Samples:
         samples: dict[str, list[float]] = {name: [] for name in sides}
         for round_ in range(repeat):
             say(f"tar-split, round {round_ + 1} of {repeat}")
-            for name in _rotated(sides, round_):
+            for name in rotated(sides, round_):
                 where = tempfile.mkdtemp(dir=place)
                 took = client(unpack, tar=str(place / "tar"), place=where, recorded=sides[name])
                 samples[name].append(took)

@@ -370,12 +370,21 @@ def _bury(records: Sequence[Path], runroot: Path) -> None:
 
 
 def sweep(runroot: Path) -> None:
-    """Remove mountpoints of our own on which nothing is mounted.  Raises OSError."""
+    """Remove what is left of mounts of our own: those without a server, their directories, logs.
+
+    Raises OSError.
+    """
     directory = runroot / "mnt"
-    if directory.is_dir():
-        with _locked(runroot):
-            for mountpoint in list(directory.iterdir()):
-                _remove_own(mountpoint, runroot)
+    if not directory.is_dir():
+        return
+    with _locked(runroot):
+        for mountpoint in list(directory.iterdir()):
+            if is_dead(mountpoint):
+                detach(str(mountpoint))
+            _remove_own(mountpoint, runroot)
+        for log in list((runroot / "mounts").glob("*.log")):
+            if not log.with_suffix(".json").exists():
+                log.unlink(missing_ok=True)
 
 
 def find(mountpoint: Path, runroot: Path) -> Mounted | None:

@@ -300,10 +300,10 @@ class Campaign:
         """After a first fault recover, and die on the way, at a `share` of its points."""
         self._restore()
         _, said = self.attempt(fault, number, self.scene)
+        self._left()  # no mount can be copied
         spoiled, template = self.place / "spoiled", self.template
         shutil.rmtree(spoiled, ignore_errors=True)
         subprocess.run(["cp", "-a", self.here, spoiled], check=True)
-        self._left()
         try:
             self.template = spoiled
             self._restore()

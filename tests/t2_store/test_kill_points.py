@@ -33,6 +33,7 @@ TESTS = Path(__file__).parents[1]
 PATHS = os.pathsep.join([str(TESTS), str(TESTS.parent)])
 ALL = os.environ.get("FUSESTORE_ALL_POINTS") == "1"
 MOUNTING = "mount", "create with init"  # a mount takes its time
+DEADLINE = 3600 if ALL else 100
 #: The system calls by which libc makes a call.
 MADE_BY = {
     "open64": "openat",
@@ -53,12 +54,13 @@ def run(place, driver, scene, *arguments, under=(), environment=os.environ):
     """support/kill_points.py in a process of its own; what it says."""
     module = [sys.executable, "-bb", "-m", "support.kill_points", place, "--driver", driver, "--scene", scene]
     environment = {**environment, "PYTHONPATH": PATHS}
-    return subprocess.run([*under, *module, *arguments], env=environment, capture_output=True, text=True)
+    command = [*under, *module, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("scene", SCENES)
-@pytest.mark.timeout(3600 if ALL else 60)
+@pytest.mark.timeout(DEADLINE + 20)
 def test_a_store_survives_faults(library, tmp_path, driver, scene):
     share = [] if ALL else ["--points", "4" if scene in MOUNTING and driver == "fuse" else "10"]
     answer = run(tmp_path, driver, scene, *share, environment=shim.environment(library))
@@ -118,7 +120,7 @@ os._exit(0)
 def test_a_store_of_1000_layers_and_50_leftovers_opens_soon(library, tmp_path):
     """reliability.md, figure 28, asks for 1 s."""
     environment = shim.environment(library) | {"PYTHONPATH": PATHS}
-    subprocess.run([sys.executable, "-c", BUILD, tmp_path], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", BUILD, tmp_path], env=environment, check=True, timeout=DEADLINE)
     root, runroot = tmp_path / "store", tmp_path / "run"
     assert len(garbage(root)) == 25 + 25 + 25  # what is published has a link, too
     start = time.monotonic()

@@ -16,6 +16,7 @@ from support.scenes import DRIVERS
 
 TESTS = Path(__file__).parents[1]
 LARGE = os.environ.get("FUSESTORE_RACES")
+DEADLINE = 400 if LARGE else 100
 
 
 def sizes(mix):
@@ -31,12 +32,13 @@ def sizes(mix):
 @pytest.mark.parametrize(
     ("mix", "processes", "operations"), [(mix, *size) for mix in MIXES for size in sizes(mix)]
 )
-@pytest.mark.timeout(400 if LARGE else 60)
+@pytest.mark.timeout(DEADLINE + 20)
 def test_everybody_is_told_the_truth(tmp_path, driver, mix, processes, operations):
     program = [sys.executable, "-bb", "-m", "support.races", tmp_path / "place"]
     options = ["--driver", driver, "--mix", mix, "--processes", processes, "--operations", operations]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
-    answer = subprocess.run([*program, *options], env=environment, capture_output=True, text=True)
+    command = [*program, *options]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE)
     print(answer.stdout)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "register ok" in answer.stdout
