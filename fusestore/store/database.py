@@ -199,6 +199,14 @@ class Database:
         if self._connection.in_transaction:  # SQLite may have done so by itself
             self._connection.execute("ROLLBACK")
 
+    def settle(self) -> None:
+        """Inside a transaction: have its commit write something.
+
+        A commit that failed at its fsync has left its frames in the log, and a crash before the next write
+        would bring them to life.  Files that its rows name must not go before that write is on disk.
+        """
+        self._connection.execute(f"PRAGMA user_version = {_FORMAT}")
+
     @contextmanager
     def _complaints(self) -> Iterator[None]:
         """SQLite's errors as ours."""

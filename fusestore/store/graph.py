@@ -65,7 +65,8 @@ class Graph:
         self._cache_ids: dict[str, CacheID] = {}
         self._tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(self._tmp)
-        RegisteredLayers(LayerMetadata(database), driver).collect()
+        self._layers = RegisteredLayers(LayerMetadata(database), driver)
+        self._layers.collect()
         self.restore()
 
     # -- what there is --------------------------------------------------------------------------------
@@ -251,9 +252,7 @@ class Graph:
                 published = self.driver.publish(cache_id)
         except BaseException:
             if published is not None:
-                published.close()
-                with suppress(LayerInUse):  # somebody collects it
-                    self.driver.remove(cache_id)
+                self._layers.unpublish(cache_id, published)
             raise
         published.close()
 

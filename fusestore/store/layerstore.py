@@ -96,7 +96,7 @@ class LayerStore(RegisteredLayers):
         with self._metadata.start_transaction():  # others collect inside theirs only
             published = self.driver.publish(init_id)
         held.callback(published.close)
-        undo.callback(self._unpublish, init_id, published)
+        undo.callback(self.unpublish, init_id, published)
         path = self.driver.get(init_id)
         try:
             init_func(Path(os.fsdecode(path)))
@@ -116,7 +116,7 @@ class LayerStore(RegisteredLayers):
         except BaseException:
             handle.drop()
             if published is not None:
-                self._unpublish(record.mount_id, published)
+                self.unpublish(record.mount_id, published)
             raise
         published.close()
         self._rw_handles.add(handle)

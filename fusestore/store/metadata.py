@@ -79,6 +79,9 @@ class MetadataTransaction(Protocol):
     def is_needed(self, chain_id: ChainID) -> bool:
         """True while a child layer, an RW layer or an image is on the layer."""
 
+    def settle(self) -> None:
+        """See to it that no transaction that failed can come back; for whoever deletes what it named."""
+
 
 class MetadataStore(Protocol):
     """The layers and RW layers of one store (moby: ``layer.MetadataStore``)."""
@@ -198,6 +201,10 @@ class LayerMetadata:
                        OR EXISTS (SELECT 1 FROM rw_layers WHERE parent = ?1)
                        OR EXISTS (SELECT 1 FROM images WHERE top_layer = ?1)"""
         return bool(self._database.select(query, chain_id)[0][0])
+
+    def settle(self) -> None:
+        """Inside a transaction: see `Database.settle`."""
+        self._database.settle()
 
     # -- RW layers ------------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ class RegisteredLayers:
                 published = self.driver.publish(record.cache_id)
         except BaseException:
             if published is not None:
-                self._unpublish(record.cache_id, published)
+                self.unpublish(record.cache_id, published)
             raise
         return self._handle(record, chain, published)
 
@@ -151,12 +151,14 @@ class RegisteredLayers:
                 transaction.add(record)
         return self._handle(present or record, chain, held)
 
-    def _unpublish(self, cache_id: CacheID, published: Held) -> None:
-        """Delete a layer whose row did not come to be."""
+    def unpublish(self, cache_id: CacheID, published: Held) -> None:
+        """Delete a layer whose row did not come to be, or leave it to a collector."""
         published.close()
-        with suppress(LayerInUse):  # somebody collects it
+        with suppress(LayerInUse, OSError):
             self.driver.abandon(cache_id)
-            self.driver.remove(cache_id)
+            with ExitStack() as stack, self._metadata.start_transaction() as transaction:
+                transaction.settle()
+                stack.enter_context(self.driver.removing(cache_id))
 
     def _handle(self, record: LayerRecord, chain: list[LayerRecord], held: Held) -> Layer:
         size = record.size + sum(below.size for below in chain)
@@ -257,13 +259,12 @@ class RegisteredLayers:
         if self._collected:
             return
         self._collected = True
-        with ExitStack() as stack, self._metadata.start_transaction():
-            owned = self._metadata.owned()
-            for cache_id in self.driver.list_layers():
-                if cache_id not in owned:
-                    with suppress(LayerInUse, BlockingIOError):
-                        self._abandon(cache_id)
-                        stack.enter_context(self.driver.removing(cache_id))
+        with ExitStack() as stack, self._metadata.start_transaction() as transaction:
+            for cache_id in set(self.driver.list_layers()) - self._metadata.owned():
+                with suppress(LayerInUse, BlockingIOError):
+                    self._abandon(cache_id)
+                    stack.enter_context(self.driver.removing(cache_id))
+                    transaction.settle()
 
     def _abandon(self, cache_id: CacheID) -> None:
         """Unmount an init layer whose maker has died.  Raises BlockingIOError when he lives."""
