@@ -250,10 +250,10 @@ class _Unpacker:
     def _content(self, member: Member, file: int) -> None:
         sparse = member.sparse is not None
         for offset, chunk in self._reader.chunks():
+            self._count(len(chunk), member.name)
             if _is_hole(chunk):
                 sparse = True
                 continue
-            self._count(len(chunk), member.name)
             while chunk:
                 written = os.pwrite(file, chunk, offset)
                 chunk, offset = chunk[written:], offset + written

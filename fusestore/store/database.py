@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,7 +129,21 @@ class Database:
             self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
             self._connection.row_factory = sqlite3.Row
             os.chmod(path, 0o600)
-            self._open()
+            self._open_patiently()
+
+    def _open_patiently(self) -> None:
+        """Open it, though others may be opening it too: SQLite does not wait for who makes or recovers a
+        log."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._open()
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def _open(self) -> None:
         execute = self._connection.execute

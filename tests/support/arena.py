@@ -67,7 +67,7 @@ def harmful(directory: Path) -> list[str]:
     """What in the layers on disk could hurt the host; however deep they are."""
     found, directories = [], [os.fsencode(directory)]
     for place in directories:  # grows while we walk
-        for entry in os.scandir(place):
+        for entry in list(os.scandir(place)):
             st = entry.stat(follow_symlinks=False)
             if stat.S_ISDIR(st.st_mode):
                 directories.append(entry.path)

@@ -404,7 +404,7 @@ def test_an_ambiguous_id_is_refused(menagerie, place, tmp_path):
         double = next((digit for digit in first if first.count(digit) > 1), None)
         if double:
             break
-    assert "more than one image" in place.fails("inspect", double)
+    assert "more than one" in place.fails("inspect", double)
 
 
 # -- a full disk --------------------------------------------------------------------------------------
