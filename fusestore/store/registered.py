@@ -154,6 +154,7 @@ class RegisteredLayers:
     def unpublish(self, cache_id: CacheID, published: Held) -> None:
         """Delete a layer whose row did not come to be, or leave it to a collector."""
         published.close()
+        self._collected = False
         with suppress(LayerInUse, OSError):
             self.driver.abandon(cache_id)
             with ExitStack() as stack, self._metadata.start_transaction() as transaction:

@@ -105,11 +105,12 @@ def test_d1_a_damaged_layer_does_not_keep_the_store_from_opening(reopened, base,
 
 
 def test_d2_d24_a_layer_that_cannot_be_named_is_nowhere(layers, reopened, base, store_root):
-    """Not in the driver, not in memory; the parent is not kept; and then it is registered."""
+    """Not in the driver, not in memory; the parent is not kept; then it can be registered."""
     before, fds = layers.driver.list_layers(), len(os.listdir("/proc/self/fd"))
     for parent in (None, base.chain_id):
         with pytest.raises(OSError, match=r"store\.db"), Full():
             layers.register(Stream(B), parent)
+    layers.cleanup()  # files go only after a commit that succeeded
     assert layers.driver.list_layers() == before
     assert len(os.listdir("/proc/self/fd")) == fds
     assert problems(store_root) == []
@@ -203,6 +204,7 @@ def test_d6_d7_an_rw_layer_that_cannot_be_named_is_nowhere(layers, reopened, bas
             )
     finally:
         full.__exit__()
+    layers.cleanup()
     assert len(os.listdir("/proc/self/fd")) == fds
     assert problems(store_root) == []
     assert layers.driver.list_layers() == [base.record.cache_id]
