@@ -8,7 +8,6 @@ name that another one has takes it away there.
 from __future__ import annotations
 
 import base64
-import fcntl
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from pathlib import Path
 from fusestore import digest
 from fusestore.digest import ChainID, Digest
 from fusestore.errors import CorruptStore
-from fusestore.files import fsync_directory, opened, remove_tree, write_durably
+from fusestore.files import fsync_directory, remove_tree, write_durably
 from fusestore.store.database import Database
 
 _PLAIN_KEY = re.compile(r"[a-z0-9]+")
@@ -75,17 +74,12 @@ class ImageStore:
 
         The error means that its top layer is not there (any more).
         """
-        with opened(self._big) as fd:
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            self._write(image, blobs)
-
-    def _write(self, image: Image, blobs: Mapping[str, bytes]) -> None:
         directory = self._big / image.id
-        directory.mkdir(mode=0o700, exist_ok=True)
-        for key, data in blobs.items():
-            write_durably(directory / _file_name(key), data, self._tmp)
-        fsync_directory(os.fsencode(self._big))
         with self._database.transaction() as execute:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            for key, data in blobs.items():
+                write_durably(directory / _file_name(key), data, self._tmp)
+            fsync_directory(os.fsencode(self._big))
             execute(
                 "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?)",
                 (image.id, image.top_layer, image.digest, image.size, image.created),
@@ -97,12 +91,11 @@ class ImageStore:
                 execute("INSERT OR REPLACE INTO names VALUES (?, ?)", (name, image.id))
 
     def collect(self) -> None:
-        """Delete blobs of images that no row names, unless somebody is adding an image just now."""
-        with opened(self._big) as fd:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
+        """Delete blobs of images that no row names.
+
+        In a transaction, as is whoever adds an image: nobody is between its blobs and its row.
+        """
+        with self._database.transaction():
             known = {row["id"] for row in self._database.select("SELECT id FROM images")}
             for name in set(os.listdir(self._big)) - known:
                 remove_tree(self._big / name)
@@ -112,8 +105,10 @@ class ImageStore:
         self._database.select("DELETE FROM images WHERE id = ?", image_id)
 
     def delete_blobs(self, image_id: str) -> None:
-        """Delete the files of an image whose row is gone."""
-        remove_tree(self._big / image_id)
+        """Delete the files of an image whose row is gone, unless another process has just made it again."""
+        with self._database.transaction():
+            if self.get(image_id) is None:
+                remove_tree(self._big / image_id)
 
     def remove_names(self, names: Iterable[str]) -> None:
         """Take names away from whatever images have them."""
