@@ -112,7 +112,7 @@ def test_d2_d24_a_layer_that_cannot_be_named_is_nowhere(layers, reopened, base, 
             layers.register(Stream(B), parent)
     layers.cleanup()  # files go only after a commit that succeeded
     assert layers.driver.list_layers() == before
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert len(os.listdir("/proc/self/fd")) <= fds  # others may go with their tests
     assert problems(store_root) == []
     assert set(layers.map()) == set(reopened().map()) == {base.chain_id}
     child = layers.register(Stream(B), base.chain_id)
@@ -205,7 +205,7 @@ def test_d6_d7_an_rw_layer_that_cannot_be_named_is_nowhere(layers, reopened, bas
     finally:
         full.__exit__()
     layers.cleanup()
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert len(os.listdir("/proc/self/fd")) <= fds  # others may go with their tests
     assert problems(store_root) == []
     assert layers.driver.list_layers() == [base.record.cache_id]
     assert layers.rw_layers() == reopened().rw_layers() == []
