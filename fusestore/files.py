@@ -92,8 +92,10 @@ class Hold:
 
 @contextmanager
 def scratch(tmp: Path) -> Iterator[Path]:
-    """An empty directory under the store's ``tmp/``, locked; deleted when the context ends.  Raises
-    OSError."""
+    """An empty directory under the store's ``tmp/``, locked; deleted when the context ends.
+
+    Raises OSError.
+    """
     directory = tmp / secrets.token_hex(16)
     held = make_locked(directory, tmp)
     try:

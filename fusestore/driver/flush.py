@@ -19,16 +19,14 @@ _FLAGS = re.compile(rb"^flags:\s*([0-7]+)$", re.MULTILINE)
 
 
 def flush(server: int, upper: bytes, mountpoint: bytes) -> None:
-    """Write out all files that are open for writing through the mount of the process `server`.  Raises
-    OSError.
+    """Write out all files that are open for writing through the mount of the process `server`.
 
-    Their paths are the same in `upper` and below `mountpoint`.
+    Their paths are the same in `upper` and below `mountpoint`.  Raises OSError.
     """
     for path in _written(server, upper):
         with suppress(FileNotFoundError):  # it was unlinked or renamed just now
-            fd = os.open(
-                os.path.join(mountpoint, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            )
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(os.path.join(mountpoint, path), flags)
             try:
                 os.fsync(fd)
             finally:
@@ -37,9 +35,8 @@ def flush(server: int, upper: bytes, mountpoint: bytes) -> None:
 
 def _written(server: int, upper: bytes) -> Iterator[bytes]:
     """The paths in `upper` of the files that the server has open for writing."""
-    nameless = (
-        set()
-    )  # inode numbers of files that have lost the name they were opened by, and may have others
+    # Inode numbers of files that have lost the name they were opened by, and may have others.
+    nameless = set()
     for target, ino in _open_for_writing(server, os.path.dirname(upper)):
         if target.startswith(upper + b"/") and os.path.lexists(target):
             yield target[len(upper) + 1 :]

@@ -130,8 +130,7 @@ class FuseDriver(Home):
     # -- looking at them ------------------------------------------------------------------------------
 
     def metadata(self, cache_id: CacheID) -> dict[str, str]:
-        """``UpperDir``; ``LowerDir`` where the layer has parents; ``WorkDir`` and ``MergedDir`` if it is
-        RW."""
+        """``UpperDir``; ``LowerDir`` if the layer has parents; ``WorkDir`` and ``MergedDir`` if it is RW."""
         with self.hold(cache_id):
             upper, *lowers = [spec.path for spec in self.layer_specs(self.chain(cache_id))]
         found = {"UpperDir": upper} | ({"LowerDir": ":".join(lowers)} if lowers else {})

@@ -27,6 +27,7 @@ import errno
 import fcntl
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -58,7 +59,7 @@ from fusestore.syscalls import owns_every_id, syncfs
 _SHORT = 26  # letters of a link's name, as in overlay2
 
 
-class Home:
+class Home(ABC):
     """A driver's directory, and the part of the driver contract that is the same for all who keep one.
 
     Opening one makes it, or reads how it was made.  A driver is a subclass with a `name`, also its
@@ -130,9 +131,9 @@ class Home:
             self.discard(cache_id)
             raise
 
+    @abstractmethod
     def _furnish(self, directory: Path, parent: CacheID | None, read_write: bool) -> None:
         """What else a driver puts into a new layer."""
-        raise NotImplementedError
 
     def freeze(self, cache_id: CacheID) -> None:
         """Make an RW layer one that others can be put on; from its next mount on it takes no changes."""
@@ -143,6 +144,7 @@ class Home:
                 (self.path / cache_id / "committed").touch(mode=0o600)
                 syncfs(fd)
 
+    @abstractmethod
     def _complete(self, cache_id: CacheID) -> None:
         """Make an RW layer one that others can be put on."""
 
@@ -301,11 +303,11 @@ class Home:
             held.close()
             raise
 
+    @abstractmethod
     def _pair(
         self, cache_id: CacheID, parent: CacheID | None
     ) -> AbstractContextManager[tuple[Union, Union | None]]:
         """The merged views of a layer and of `parent`, to compare."""
-        raise NotImplementedError
 
     def changes(self, cache_id: CacheID, parent: CacheID | None) -> list[Change]:
         """What makes the layer out of `parent`."""

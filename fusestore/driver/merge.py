@@ -102,8 +102,10 @@ def _replace_attributes(source: bytes, target: bytes, times: os.stat_result, sta
 
 
 def copy_attributes(source: bytes, target: bytes) -> None:
-    """Give `target` the owner, mode, times and xattrs of `source`, but for the opaque mark.  Raises
-    OSError."""
+    """Give `target` the owner, mode, times and xattrs of `source`, but not its opaque mark.
+
+    Raises OSError.
+    """
     st, there = os.lstat(source), os.lstat(target)
     if (st.st_uid, st.st_gid) != (there.st_uid, there.st_gid):
         os.chown(target, st.st_uid, st.st_gid, follow_symlinks=False)

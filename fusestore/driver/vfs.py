@@ -41,9 +41,6 @@ class VfsDriver(Home):
     name = "vfs"
     stacked = False
 
-    def __init__(self, root: Path, runroot: Path) -> None:
-        super().__init__(root, runroot)
-
     @contextmanager
     def removing(self, cache_id: CacheID) -> Iterator[None]:
         """As for all drivers; no mount keeps the layer, so the count has to."""
@@ -56,10 +53,7 @@ class VfsDriver(Home):
             raise LayerInUse(cache_id, "it is mounted")
 
     def _complete(self, cache_id: CacheID) -> None:
-        self._take_over(cache_id)
-
-    def _take_over(self, cache_id: CacheID) -> None:
-        """Keep modes that programs have set where they keep us from reading nothing."""
+        """Put the modes that programs have set where they cannot keep us from reading."""
         if self.ownership is Ownership.REAL or not self.is_read_write(cache_id):
             return
         with opened(self.path / cache_id / "diff") as top:
@@ -119,13 +113,13 @@ class VfsDriver(Home):
     def union(self, cache_id: CacheID) -> Iterator[Union]:
         """The tree, with true owners, as a library object.  Holds the layer."""
         directory = self.path / cache_id
-        self._take_over(cache_id)
+        self._complete(cache_id)
         links = None if self.is_read_write(cache_id) else str(directory / "links")
-        with self.hold(cache_id), self._tree(str(directory / "diff"), links) as tree:
+        with (
+            self.hold(cache_id),
+            _Written(str(directory / "diff"), self.ownership, self.spelling, links) as tree,
+        ):
             yield Union([tree])
-
-    def _tree(self, path: str, links: str | None) -> LayerDir:
-        return _Written(path, self.ownership, self.spelling, links)
 
     @contextmanager
     def _pair(self, cache_id: CacheID, parent: CacheID | None) -> Iterator[tuple[Union, Union | None]]:
@@ -164,9 +158,8 @@ class _Written(LayerDir):
     def _apply_override(self, path: bytes, attr: Attr, name: bytes) -> None:
         on_disk = attr.mode
         super()._apply_override(path, attr, name)
-        if stat.S_IFMT(attr.mode) == stat.S_IFMT(on_disk) and backing_mode(attr.mode) != stat.S_IMODE(
-            on_disk
-        ):
+        same_type = stat.S_IFMT(attr.mode) == stat.S_IFMT(on_disk)
+        if same_type and backing_mode(attr.mode) != stat.S_IMODE(on_disk):
             attr.mode = on_disk
 
 

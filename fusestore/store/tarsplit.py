@@ -22,11 +22,12 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple, Protocol, cast
+from typing import IO, Any, NamedTuple, cast
 
 from fastcrc import crc64
 from isal import igzip, isal_zlib
 
+from fusestore.driver.api import FileGetter
 from fusestore.errors import CorruptStore, printable
 
 #: The stream's name in a layer's directory, as in moby's layerdb.
@@ -139,16 +140,6 @@ def _named(name: bytes) -> bytes:
 # -- putting together -------------------------------------------------------------------------------------
 
 
-class Files(Protocol):
-    """Where the contents are: a graphdriver's ``diff_getter``."""
-
-    def get(self, name: bytes) -> int:
-        """The file that the tar calls `name`, as an fd for the caller to close.  Raises OSError."""
-
-    def close(self) -> None:
-        """No more files are wanted."""
-
-
 class _Entry(NamedTuple):
     kind: int
     name: bytes
@@ -156,7 +147,7 @@ class _Entry(NamedTuple):
     payload: bytes
 
 
-def assemble(record: IO[bytes], files: Files, what: str) -> Iterator[bytes]:
+def assemble(record: IO[bytes], files: FileGetter, what: str) -> Iterator[bytes]:
     """The tar of which `record` is the gzip'd stream and `files` the contents, piece by piece.
 
     `what` names the layer in errors.  Raises CorruptStore when one of both is damaged, OSError.
@@ -184,7 +175,7 @@ def _entries(record: IO[bytes], what: str) -> Iterator[_Entry]:
         raise CorruptStore(what, f"its tar-split record cannot be read: {exc}") from None
 
 
-def _content(entry: _Entry, files: Files, what: str) -> Iterator[bytes]:
+def _content(entry: _Entry, files: FileGetter, what: str) -> Iterator[bytes]:
     try:
         fd = files.get(entry.name)
     except (FileNotFoundError, NotADirectoryError):

@@ -33,7 +33,7 @@ def json_of(archive: bytes) -> bytes:
 
 
 class Contents:
-    """A `fusestore.store.tarsplit.Files` over what `recorded` kept."""
+    """A `fusestore.driver.api.FileGetter` over what `recorded` kept."""
 
     def __init__(self, contents: dict[bytes, bytes]) -> None:
         self._contents = contents

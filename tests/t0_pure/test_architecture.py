@@ -156,7 +156,7 @@ ALLOWED = {
     },
     "store.database": {"files"},
     "store.metadata": {"store.database"},
-    "store.tarsplit": set(),
+    "store.tarsplit": {"driver.api"},
     "store.layer": {"files", "tar_stream", "tar_writer", "driver.api", "store.metadata", "store.tarsplit"},
     "store.registered": {"driver.api", "store.layer", "store.metadata", "store.tarsplit"},
     "store.layerstore": {"driver.api", "store.metadata", "store.layer", "store.registered"},

@@ -63,7 +63,7 @@ podman $where save -q --format docker-archive -o saved localhost/image
 
 
 class Directory:
-    """A `fusestore.store.tarsplit.Files` over the directory that a layer was unpacked into."""
+    """A `fusestore.driver.api.FileGetter` over the directory that a layer was unpacked into."""
 
     def __init__(self, top):
         self._top = os.fsencode(top)
