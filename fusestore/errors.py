@@ -32,13 +32,21 @@ class FusestoreError(Exception):
 # -- the caller's fault -------------------------------------------------------------------------------
 
 
-class ImageNotFound(FusestoreError):
-    """No image has this name or id (c/storage: ErrImageUnknown)."""
+class ItemNotFound(FusestoreError):
+    """No layer, image or container has this name or id (containers/storage: ErrNotAnID)."""
+
+    def __init__(self, name: str, reason: str = "no layer, image or container has this name or id") -> None:
+        super().__init__(f"{printable(name)}: {reason}")
+        self.name = name
+
+
+class ImageNotFound(ItemNotFound):
+    """No image has this name or id (containers/storage: ErrImageUnknown, ErrNotAnImage)."""
 
     def __init__(self, name: str, near: Sequence[str] = ()) -> None:
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `fusestore images` lists what there is"
-        super().__init__(f"{printable(name)}: image not known{hint}")
-        self.name, self.near = name, tuple(near)
+        super().__init__(name, f"image not known{hint}")
+        self.near = tuple(near)
 
 
 class AmbiguousName(FusestoreError):
@@ -57,14 +65,97 @@ class InvalidReference(FusestoreError, ValueError):
         self.name, self.reason = name, reason
 
 
-class LayerNotFound(FusestoreError):
-    """No layer has this chain ID (moby: ErrLayerDoesNotExist)."""
+class LayerNotFound(ItemNotFound):
+    """No such layer (containers/storage: ErrLayerUnknown, ErrNotALayer; moby: ErrLayerDoesNotExist)."""
 
-    def __init__(self, chain_id: str) -> None:
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "layer does not exist; `fusestore layers` lists what there is")
+
+
+class ContainerNotFound(ItemNotFound):
+    """No container has this name or id (containers/storage: ErrContainerUnknown, ErrNotAContainer)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "container not known; `fusestore containers` lists what there is")
+
+
+class DuplicateID(FusestoreError, ValueError):
+    """An item of this kind has this id already (containers/storage: ErrDuplicateID)."""
+
+    def __init__(self, kind: str, item: str) -> None:
+        super().__init__(f"{printable(item)}: a {kind} with this id exists; choose another id")
+        self.kind, self.item = kind, item
+
+
+class DuplicateName(FusestoreError, ValueError):
+    """Another item of this kind has this name (containers/storage: ErrDuplicateName)."""
+
+    def __init__(self, kind: str, name: str, item: str) -> None:
         super().__init__(
-            f"{printable(chain_id)}: layer does not exist; `fusestore layers` lists what there is"
+            f'{printable(name)}: the {kind} name is in use by "{printable(item)}"; remove that {kind} or'
+            " choose another name"
         )
-        self.chain_id = chain_id
+        self.kind, self.name, self.item = kind, name, item
+
+
+class ParentIsContainer(FusestoreError, ValueError):
+    """A container's layer cannot be the parent of another (containers/storage: ErrParentIsContainer)."""
+
+    def __init__(self, layer: str, container: str) -> None:
+        super().__init__(
+            f'{printable(layer)}: would-be parent layer belongs to the container "{printable(container)}";'
+            " commit the container and use the new layer"
+        )
+        self.layer, self.container = layer, container
+
+
+class SizeUnknown(FusestoreError):
+    """The size of big data is not known (containers/storage: ErrSizeUnknown)."""
+
+    def __init__(self, item: str, key: str) -> None:
+        super().__init__(f"{printable(item)}: size of {printable(key)} is not known")
+        self.item, self.key = item, key
+
+
+class BigDataNotFound(FusestoreError, KeyError):
+    """An item has no big data under this key (containers/storage: os.ErrNotExist)."""
+
+    def __init__(self, item: str, key: str) -> None:
+        super().__init__(f"{printable(item)}: big data {printable(key)} does not exist")
+        self.item, self.key = item, key
+
+    __str__ = FusestoreError.__str__  # a KeyError shows the repr
+
+
+class InvalidBigDataName(FusestoreError, ValueError):
+    """A key that big data cannot have (containers/storage: ErrInvalidBigDataName)."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{printable(key) or '(empty)'}: not a key for big data: it cannot be a file name")
+        self.key = key
+
+
+class StoreIsReadOnly(FusestoreError):
+    """What is to be changed is in a store that is only read (containers/storage: ErrStoreIsReadOnly)."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{printable(what)}: read-only: it can be looked at, but not changed")
+        self.what = what
+
+
+class InvalidOption(FusestoreError, ValueError):
+    """An option of the store that does not exist, or has a value that it cannot have.
+
+    `source` is the flag, the variable or the file that it was given in.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{printable(source)}: {printable(reason)}")
+        self.source, self.reason = source, reason
+
+
+class IncompleteOptions(FusestoreError, ValueError):
+    """Options for a store that do not say where it is (containers/storage: ErrIncompleteOptions)."""
 
 
 class LayerNotRetained(FusestoreError):
@@ -135,6 +226,28 @@ class LayerInUse(FusestoreError):
     def __init__(self, what: str, reason: str) -> None:
         super().__init__(f"{printable(what)}: in use: {reason}")
         self.what, self.reason = what, reason
+
+
+class LayerHasChildren(LayerInUse):
+    """Other layers are on it (containers/storage: ErrLayerHasChildren)."""
+
+
+class LayerUsedByImage(LayerInUse):
+    """An image is on it (containers/storage: ErrLayerUsedByImage)."""
+
+
+class LayerUsedByContainer(LayerInUse):
+    """It is a container's, or it is mounted (containers/storage: ErrLayerUsedByContainer)."""
+
+
+class ImageUsedByContainer(FusestoreError):
+    """A container is made from it (containers/storage: ErrImageUsedByContainer)."""
+
+    def __init__(self, image: str, container: str) -> None:
+        super().__init__(
+            f'{printable(image)}: image is in use by the container "{printable(container)}"; remove it first'
+        )
+        self.image, self.container = image, container
 
 
 class MaxDepthExceeded(FusestoreError):

@@ -55,8 +55,12 @@ def write_durably(path: Path, data: bytes, tmp: Path) -> None:
 
 
 def lock(path: Path, operation: int, flags: int = 0) -> int:
-    """Open `path` and flock it; the fd, whose close unlocks.  Raises BlockingIOError for LOCK_NB, OSError."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    """Open `path` and flock it; the fd, whose close unlocks.  Raises BlockingIOError for LOCK_NB, OSError.
+
+    Sharing a lock takes no more than being allowed to read the file.
+    """
+    access = os.O_RDONLY if operation & fcntl.LOCK_SH else os.O_RDWR
+    fd = os.open(path, access | os.O_CLOEXEC | flags, 0o600)
     try:
         fcntl.flock(fd, operation)
     except OSError:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+from fusestore.compression import compressed
 from fusestore.digest import DiffID, Digest
 from fusestore.errors import CorruptStore
 
@@ -65,3 +66,10 @@ def tar_stream(
     ``verifiedReadCloser``).
     """
     return io.BufferedReader(_Stream(pieces, expected, close), 1 << 20)
+
+
+def compressed_stream(stream: io.BufferedReader, form: str) -> io.BufferedReader:
+    """`stream` in one of `fusestore.compression.FORMATS`, as it is for ""; closing it closes `stream`."""
+    if not form:
+        return stream
+    return tar_stream(compressed(iter(lambda: stream.read(1 << 20), b""), form), None, stream.close)

@@ -94,7 +94,7 @@ def clocked(function: Callable[[], T]) -> tuple[T, float]:
 def list_files(image: str) -> list[str]:
     """The files of an image that have one name only, in a mount."""
     with Store() as store:
-        top = str(store.mount(store.lookup(image)))
+        top = str(store.mount_image(store.image(image)))
         try:
             found = [os.path.join(place, name) for place, _, names in os.walk(top) for name in names]
             states = ((path, os.lstat(path)) for path in sorted(found))
@@ -104,7 +104,7 @@ def list_files(image: str) -> list[str]:
                 if stat.S_ISREG(st.st_mode) and st.st_nlink == 1
             ]
         finally:
-            store.unmount(top)
+            store.unmount_image(top)
 
 
 def alter(top: str, written: Sequence[str], deleted: Sequence[str], seed: int) -> None:
@@ -121,7 +121,7 @@ def alter(top: str, written: Sequence[str], deleted: Sequence[str], seed: int) -
 def make_rw_layer(image: str, name: str, changes: Report) -> None:
     """An RW layer on top of an image, with changes made in its mount."""
     with Store() as store:
-        layer = store.layers.create_rw_layer(name, store.lookup(image).top_layer)
+        layer = store.layer_store.create_rw_layer(name, store.image(image).top_layer)
         top = layer.mount()
         try:
             alter(str(top), **changes)
@@ -132,11 +132,11 @@ def make_rw_layer(image: str, name: str, changes: Report) -> None:
 def examine_rw_layer(name: str) -> Report:
     """How long changes, diff and commit take, and the changes.  A commit must have the digest of the diff."""
     with Store() as store:
-        layer = store.layers.get_rw_layer(name)
+        layer = store.layer_store.get_rw_layer(name)
         changes, listing = clocked(layer.changes)
         with layer.tar_stream() as stream:
             tar, diffing = clocked(stream.read)
-        commit, committing = clocked(lambda: store.layers.commit(layer))
+        commit, committing = clocked(lambda: store.layer_store.commit(layer))
         if commit.diff_id != f"sha256:{hashlib.sha256(tar).hexdigest()}":
             raise RuntimeError(f"{commit} is not what the diff of {name} was")
         return {
@@ -152,23 +152,23 @@ _LIST = r"(cd {} && find . -type d -printf '%P\t%m %T@\n' -o -printf '%P\t%m %T@
 def compare_mounts(image: str, name: str) -> Report:
     """The naive way to find changes: list all that an image and an RW layer on it show, and compare."""
     with Store() as store:
-        base = store.chain(store.lookup(image))[0].cache_id
-        layer = store.layers.get_rw_layer(name)
-        tops = [os.fsdecode(store.driver.get(base)), str(layer.mount())]
+        base = store.chain(store.image(image))[0].cache_id
+        layer = store.layer_store.get_rw_layer(name)
+        tops = [os.fsdecode(store.graph_driver.get(base)), str(layer.mount())]
         try:
             lists = " ".join(f"<{_LIST.format(shlex.quote(top))}" for top in tops)
             script = f"diff {lists} | sed -n 's/^[<>] //p'"
             said, took = clocked(lambda: run(["bash", "-c", script]))
         finally:
             layer.unmount()
-            store.driver.put(base)
+            store.graph_driver.put(base)
         return {"value": took, "names": sorted({line.partition("\t")[0] for line in said.splitlines()})}
 
 
 def export_layers(image: str, place: str) -> float:
     """Milliseconds for all layers of an image, as the tars they were."""
     with Store() as store:
-        layers = [store.layers.get(record.chain_id) for record in store.chain(store.lookup(image))]
+        layers = [store.layer_store.get(record.chain_id) for record in store.chain(store.image(image))]
         return clocked(partial(_write, layers, place))[1]
 
 
@@ -401,8 +401,8 @@ class Depot:
 
     def _export(self, round_: int) -> None:
         with Store() as store:
-            chain = store.chain(store.lookup("image"))
-            trees = [store.driver.diff_directory(record.cache_id) for record in chain]
+            chain = store.chain(store.image("image"))
+            trees = [store.graph_driver.diff_directory(record.cache_id) for record in chain]
 
         def export(place: Path) -> None:
             for record in chain:

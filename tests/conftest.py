@@ -58,5 +58,5 @@ def store(store_root: Path, runroot: Path):
     with Store(str(store_root), str(runroot)) as store:
         yield store
         for mounted in store.mounts():
-            store.unmount(mounted.mountpoint, force=True)
+            store.unmount_image(mounted.mountpoint, force=True)
     assert problems(store_root) == []

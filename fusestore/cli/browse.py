@@ -24,7 +24,7 @@ def _opened(ctx: click.Context, where: str) -> tuple[AbstractContextManager[Unio
     """IMAGE[:PATH]; a reference never has ``:/`` in it, so that is where the path begins."""
     image, _, path = where.partition(":/")
     store = open_store(ctx)
-    return store.union(store.lookup(image)), os.fsencode(path)
+    return store.union(store.image(image)), os.fsencode(path)
 
 
 @click.command()

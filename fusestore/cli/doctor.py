@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from fusestore import __version__, config
+from fusestore import __version__, config, podman
 from fusestore.cli import Globals
 from fusestore.cli.output import FORMAT, as_json
 from fusestore.driver import preflight
@@ -54,10 +54,11 @@ def _store(root: Path) -> Check:
 
 
 def _podman() -> list[Check]:
-    graphroot = Path.home() / ".local/share/containers/storage"
-    if not os.path.isdir(graphroot):
-        return []
-    return [Check(None, f"podman's store is at {graphroot}", "podman save IMAGE | fusestore load")]
+    remedy = "--additional-store podman shows its images here"
+    try:
+        return [Check(None, f"podman's store is at {store}", remedy) for store in podman.graphroots()]
+    except (FusestoreError, OSError) as exc:
+        return [Check(None, f"podman's store cannot be found: {exc}")]
 
 
 @click.command()
@@ -70,8 +71,8 @@ def doctor(ctx: click.Context, form: str) -> None:
     """
     globals_ = ctx.find_object(Globals) or Globals(None, None, False)
     options = config.options(globals_.root, globals_.runroot)
-    checks = [_python(), _loadable(), *preflight.required(options.runroot / "mnt"), _store(options.root)]
-    checks += [preflight.namespaces(), preflight.allow_other(), *_podman()]
+    checks = [_python(), _loadable(), *preflight.required(options.run_root / "mnt")]
+    checks += [_store(options.graph_root), preflight.namespaces(), preflight.allow_other(), *_podman()]
     if form == "json":
         as_json([{"Ok": check.ok, "Finding": check.finding, "Remedy": check.remedy} for check in checks])
     else:

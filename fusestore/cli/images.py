@@ -11,7 +11,7 @@ import click
 from fusestore import reference
 from fusestore.cli.output import FORMAT, age, as_json, open_store, size, table
 from fusestore.errors import InvalidReference, LayerInUse
-from fusestore.store.images import Image
+from fusestore.store.items import Image
 from fusestore.store.storage import Store
 
 _SHORT_ID = 12
@@ -94,7 +94,7 @@ def layers(ctx: click.Context, form: str, no_trunc: bool) -> None:
     fusestore layers
     fusestore layers --format json
     """
-    records = open_store(ctx).layers.map().values()
+    records = open_store(ctx).layer_store.map().values()
     if form == "json":
         as_json(
             [
@@ -135,7 +135,7 @@ def inspect(ctx: click.Context, names: tuple[str, ...], form: str) -> None:
     fusestore inspect debian:12 | jq '.[0].Config.Env'
     """
     store = open_store(ctx)
-    as_json([_inspected(store, store.lookup(name)) for name in names])
+    as_json([_inspected(store, store.image(name)) for name in names])
 
 
 def _run_configuration(store: Store, image: Image) -> Mapping[str, Any]:
@@ -160,11 +160,8 @@ def _inspected(store: Store, image: Image) -> dict[str, Any]:
         "Os": configuration.get("os", ""),
         "Size": image.size,
         "VirtualSize": image.size,
-        "GraphDriver": {
-            "Name": store.driver.name,
-            "Data": store.driver.metadata(chain[0].cache_id) if chain else {},
-        },
-        "RootFS": {"Type": "layers", "Layers": [record.diff_id for record in reversed(chain)]},
+        "GraphDriver": store.driver_data(image),
+        "RootFS": {"Type": "layers", "Layers": [layer.uncompressed_digest for layer in reversed(chain)]},
         "Labels": run.get("Labels"),
         "Annotations": manifest.get("annotations") or {},
         "ManifestType": manifest.get("mediaType", "application/vnd.oci.image.manifest.v1+json"),
@@ -197,11 +194,11 @@ def rmi(ctx: click.Context, names: tuple[str, ...], everything: bool, force: boo
 
 
 def _is_free(store: Store, name: str) -> bool:
-    return not store.mounts_of(store.lookup(name))
+    return not store.mounts_of(store.image(name))
 
 
 def _remove(store: Store, name: str, *, force: bool) -> None:
-    image = store.lookup(name)
+    image = store.image(name)
     by_id = image.id.startswith(name.removeprefix("sha256:"))
     if len(image.names) > 1 and not by_id:
         gone = [n for n in reference.candidates(name) if n in image.names]
@@ -214,8 +211,8 @@ def _remove(store: Store, name: str, *, force: bool) -> None:
         )
     if force:
         for mountpoint in store.mounts_of(image):
-            store.unmount(mountpoint)
-    store.delete_image(image)
+            store.unmount_image(mountpoint)
+    store.delete_image(image.id)
     for full in image.names:
         click.echo(f"Untagged: {full}")
     click.echo(f"Deleted: {image.id}")

@@ -13,9 +13,9 @@ from typing import IO
 import click
 
 from fusestore.cli.output import open_store, progress
+from fusestore.compression import ahead, decompressed
 from fusestore.digest import Readable
 from fusestore.store.layer import Layer
-from fusestore.transport.compression import ahead, decompressed
 from fusestore.transport.source import Progress
 
 _CHUNK = 1 << 20
@@ -49,7 +49,7 @@ def export(ctx: click.Context, chain_id: str, file: str | None, diff: bool, quie
     """
     if file in (None, "-") and sys.stdout.isatty():
         raise click.UsageError("stdout is a terminal; use --output FILE, or a pipe")
-    layers = open_store(ctx).layers
+    layers = open_store(ctx).layer_store
     with ExitStack() as stack:
         found = layers.get(layers.lookup(chain_id).chain_id)
         stream = stack.enter_context(found.tar_stream_from(found.parent) if diff else found.tar_stream())
@@ -101,7 +101,7 @@ def register(ctx: click.Context, tar: str, parent: str | None, quiet: bool) -> N
     """
     if tar == "-" and sys.stdin.isatty():
         raise click.UsageError("stdin is a terminal; name a TAR or pipe one in")
-    layers = open_store(ctx).layers
+    layers = open_store(ctx).layer_store
     with ExitStack() as stack:
         below = layers.lookup(parent).chain_id if parent else None
         source = sys.stdin.buffer if tar == "-" else stack.enter_context(open(tar, "rb"))
@@ -122,7 +122,7 @@ def rm(ctx: click.Context, chain_ids: tuple[str, ...]) -> None:
     \b
     fusestore layer rm 5f70bf18a086
     """
-    layers = open_store(ctx).layers
+    layers = open_store(ctx).layer_store
     for chain_id in chain_ids:
         record = layers.lookup(chain_id)
         layers.delete(record.chain_id)

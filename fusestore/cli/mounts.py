@@ -29,8 +29,8 @@ def mount(ctx: click.Context, image: str | None, directory: str | None, allow_ot
     """
     store = open_store(ctx)
     if image is not None:
-        place = store.mount(
-            store.lookup(image), Path(directory) if directory is not None else None, allow_other=allow_other
+        place = store.mount_image(
+            store.image(image), Path(directory) if directory is not None else None, allow_other=allow_other
         )
         click.echo(str(place))
         return
@@ -61,5 +61,5 @@ def unmount(ctx: click.Context, names: tuple[str, ...], everything: bool, force:
         raise click.UsageError("name images or directories, or use --all")
     store = open_store(ctx)
     for name in [m.mountpoint for m in store.mounts()] if everything else names:
-        for mountpoint in store.unmount(name, force=force):
+        for mountpoint in store.unmount_image(name, force=force):
             click.echo(mountpoint)

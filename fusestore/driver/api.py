@@ -9,7 +9,7 @@ under ``tmp/`` that the next one removes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from fusestore.digest import CacheID, Readable
 
 if TYPE_CHECKING:
+    from fusestore.driver.layout import LayerSpec
     from fusestore.driver.union.tree import Union
     from fusestore.tar import Record
 
@@ -37,18 +38,23 @@ class Limits:
     memory: int = 256 << 20
 
 
+#: The uids and the gids of the entries of a tar, each sorted.
+Owners = tuple[Sequence[int], Sequence[int]]
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """What `Driver.apply_diff` found out.
 
     `size` counts the bytes of files in the layer, each inode once, directories not at all.  `reproducible`
     is False when the tar held something twice or replaced its own entries, so that it cannot be put together
-    again from the tree.
+    again from the tree.  `owners` is None where they are too many to be remembered.
     """
 
     size: int
     reproducible: bool
     entries: int
+    owners: Owners | None = None
 
 
 class ChangeKind(Enum):
@@ -113,6 +119,18 @@ class Driver(Protocol):
         """Stage a new empty layer on top of `parent`; an RW one is durable then.  Freezes the parent.
 
         Raises as `create_read_write`.
+        """
+
+    def borrow(self, cache_id: CacheID, parent: CacheID | None, spec: LayerSpec) -> Held:
+        """Make a layer of files that another store keeps, publish it and keep it held; see `publish`.
+
+        It takes no changes, and no byte of it is ever written or deleted.  Raises NotSupported, ValueError.
+        """
+
+    def borrowed(self, cache_id: CacheID) -> LayerSpec | None:
+        """Where the files of a borrowed layer are, or were; None for a layer that has its own.
+
+        When they are gone, whatever needs them raises CorruptStore; `exists` and `removing` do not.
         """
 
     def freeze(self, cache_id: CacheID) -> None:

@@ -29,7 +29,7 @@ from typing import Protocol
 from fusestore.digest import Readable
 from fusestore.driver import ownership as own
 from fusestore.driver import whiteout
-from fusestore.driver.api import Limits
+from fusestore.driver.api import Limits, Owners
 from fusestore.driver.confine import LINK_LIMIT, Confined, ancestors, base, join, parent, split
 from fusestore.driver.ownership import Metadata, Ownership
 from fusestore.driver.whiteout import Marker, Spelling
@@ -70,6 +70,7 @@ _FAULTS_OF_THE_INPUT = (
 _HOLE = 1 << 16  # zero bytes that are not worth writing
 _PER_PATH = 150  # bytes that Python needs for a path in a dict, besides its letters
 _XATTR_NAME_LIMIT = 255
+_OWNERS = 1000  # that are remembered of a layer; the largest image we know has 40
 _XATTR_VALUE_LIMIT = 1 << 16
 _DEFAULT_DIRECTORY_MODE = stat.S_IFDIR | 0o755
 
@@ -100,12 +101,20 @@ class Below(Protocol):
 
 @dataclass(slots=True)
 class Unpacked:
-    """What came out: bytes of files (each inode once), entries, groups of hard-linked names."""
+    """What came out: bytes of files (each inode once), entries, groups of hard-linked names, owners."""
 
     size: int = 0
     entries: int = 0
     reproducible: bool = True
     links: list[list[bytes]] = field(default_factory=list)
+    uids: set[int] = field(default_factory=set)
+    gids: set[int] = field(default_factory=set)
+
+    def owners(self) -> Owners | None:
+        """The owners; None where they are too many to keep."""
+        if max(len(self.uids), len(self.gids)) > _OWNERS:
+            return None
+        return sorted(self.uids), sorted(self.gids)
 
 
 def unpack(
@@ -360,6 +369,9 @@ class _Unpacker:
                 _refuse_user_xattrs(xattrs, member)
         if not own.is_device_number(member.major, member.minor):
             raise InvalidLayer(f"device number {member.major}:{member.minor} is out of range", member.name)
+        if len(self._result.uids) <= _OWNERS >= len(self._result.gids):
+            self._result.uids.add(member.uid)
+            self._result.gids.add(member.gid)
         # Linux knows no modes of symlinks; tars carry all kinds of them.
         permissions = 0o777 if member.kind is SYMLINK else member.mode
         return Metadata(

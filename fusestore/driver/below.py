@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fusestore.driver.apply import Below, LowerFile
 from fusestore.driver.layout import LayerSpec
 from fusestore.driver.ownership import Metadata, Ownership
-from fusestore.driver.union.layerdir import LayerDir
+from fusestore.driver.stack import open_layer
 from fusestore.driver.union.resolve import Entry
 from fusestore.driver.union.tree import Union
 from fusestore.driver.whiteout import Spelling
@@ -100,4 +100,4 @@ def opened(
 ) -> Iterator[Union]:
     """A `Union` of layers, for as long as the context lasts.  Raises OSError."""
     with ExitStack() as stack:
-        yield Union([stack.enter_context(LayerDir(s.path, ownership, spelling, s.links)) for s in specs])
+        yield Union([stack.enter_context(open_layer(spec, ownership, spelling)) for spec in specs])

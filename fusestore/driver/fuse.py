@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from fusestore.driver.home import Home
 from fusestore.driver.layout import MountSpec, UpperSpec, View, write_links
 from fusestore.driver.merge import merge
 from fusestore.driver.ownership import Metadata, finish
-from fusestore.driver.union.layerdir import LayerDir
+from fusestore.driver.stack import merged
 from fusestore.driver.union.merged import MergedUnion
 from fusestore.driver.union.tree import Union
 from fusestore.errors import LayerInUse
@@ -85,7 +85,7 @@ class FuseDriver(Home):
             diff = os.fsencode(directory / "diff")
             unpacked = unpack(stream, diff, lower, self.ownership, self.spelling, limits or Limits(), record)
         write_links(directory / "links", unpacked.links)
-        return Applied(unpacked.size, unpacked.reproducible, unpacked.entries)
+        return Applied(unpacked.size, unpacked.reproducible, unpacked.entries, unpacked.owners())
 
     def _apply_to_read_write(
         self, cache_id: CacheID, stream: Readable, limits: Limits | None, record: Record | None
@@ -165,16 +165,13 @@ class FuseDriver(Home):
     @contextmanager
     def _view(self, cache_id: CacheID) -> Iterator[MergedUnion]:
         """The layer on top of its parents, told apart.  Holds it."""
-        with self.hold(cache_id), ExitStack() as stack:
+        with self.hold(cache_id):
             self._flush(cache_id)
             specs = list(self.layer_specs(self.chain(cache_id)))
             if self.is_read_write(cache_id):  # nothing is recorded of its links
                 specs[0] = replace(specs[0], links=None)
-            tree, *lowers = (
-                stack.enter_context(LayerDir(spec.path, self.ownership, self.spelling, spec.links))
-                for spec in specs
-            )
-            yield MergedUnion(tree, lowers)
+            with merged(specs, self.ownership, self.spelling) as view:
+                yield view
 
     def _flush(self, cache_id: CacheID) -> None:
         """Have in the directory of an RW layer what programs have written into its mounts."""
@@ -193,7 +190,8 @@ class FuseDriver(Home):
 
     def diff_directory(self, cache_id: CacheID) -> Path:
         """Where the layer's own files are."""
-        return self.path / cache_id / "diff"
+        borrowed = self.borrowed(cache_id)
+        return Path(borrowed.path) if borrowed else self.path / cache_id / "diff"
 
     def spec(self, cache_id: CacheID, label: str, *, allow_other: bool = False) -> MountSpec:
         """What a mount of the layer is made of; `label` is what df shows.  RW layers are mounted writable."""

@@ -3,11 +3,12 @@
 ::
 
     <root>/<driver>/home.json              ownership and whiteout spelling, chosen when the home was made
-    <root>/<driver>/<cache-id>/diff/       the layer's own files
+    <root>/<driver>/<cache-id>/diff/       the layer's own files; a symlink to those of a borrowed one
                               /work/       of an RW layer only: its union works there
                               /committed   of an RW layer that has got children: it takes no more changes
                               /lower       its parents, topmost first: l/AAA:l/BBB, as in overlay2
                               /links       groups of names that are one file (JSON lines)
+                              /origin.json of a borrowed layer: what its files are like
                               /lock        flocked: shared by holders and mounts, exclusive to remove
                               /...         what the store keeps with the layer (`Home.notes`)
     <root>/<driver>/l/<26 letters>         -> ../<cache-id>/diff, so that mount options stay short
@@ -18,6 +19,9 @@ Counts of `get` are in the runroot (`fusestore.driver.counter`).
 A layer is made under ``tmp/`` with its lock held, so that nobody sees half of it, and appears by one rename
 after its content is on disk.  It goes the same way back: renamed into ``tmp/``, then deleted.  Whatever
 lies in ``tmp/`` unlocked belongs to a process that died, and `sweep` deletes it.
+
+A *borrowed* layer has its files in another store, where somebody else may change or delete them; nothing here
+ever writes or deletes through its symlink.  It is a parent as any other.
 """
 
 from __future__ import annotations
@@ -37,8 +41,9 @@ from fusestore.driver import diff, whiteout
 from fusestore.driver.api import Change, Usage
 from fusestore.driver.counter import Counter
 from fusestore.driver.getter import DiffGetter
-from fusestore.driver.layout import LayerSpec, record_links
+from fusestore.driver.layout import LayerSpec, Origin, read_borrowed, record_links, write_borrowed
 from fusestore.driver.ownership import OVERRIDE_STAT, Ownership
+from fusestore.driver.stack import open_layer
 from fusestore.driver.union.tree import Union
 from fusestore.driver.whiteout import Spelling
 from fusestore.errors import CorruptStore, LayerInUse, NotSupported
@@ -114,22 +119,51 @@ class Home(ABC):
         Raises FileNotFoundError when the parent is gone, NotSupported and ValueError as `create_read_write`.
         """
         verify_options(storage_opt or {})
-        parse_cache_id(cache_id)
-        directory = self.tmp / cache_id
+        with self._staging(cache_id, parent) as directory:
+            (directory / "diff").mkdir(mode=0o755)
+            self._furnish(directory, parent, read_write)
+            if read_write:
+                self.sync(cache_id)
+
+    @contextmanager
+    def _staging(self, cache_id: CacheID, parent: CacheID | None) -> Iterator[Path]:
+        """The directory of a new layer under ``tmp/``, locked; gone again when the context ends badly."""
+        directory = self.tmp / parse_cache_id(cache_id)
         if parent is not None:
             self.freeze(parent)
         self._staged[cache_id] = make_locked(directory, self.tmp), parent
         try:
-            (directory / "diff").mkdir(mode=0o755)
             if parent is not None and self.stacked:
                 lower = [f"l/{short_name(parent)}", *self._lower(parent)]
                 (directory / "lower").write_text(":".join(lower))
-            self._furnish(directory, parent, read_write)
-            if read_write:
-                self.sync(cache_id)
+            yield directory
         except BaseException:
             self.discard(cache_id)
             raise
+
+    def borrow(self, cache_id: CacheID, parent: CacheID | None, spec: LayerSpec) -> Hold:
+        """Make a layer on top of `parent` of files that another store keeps, and publish it; it stays held.
+
+        `spec.lock` is not used: the layer has a lock of its own.  Raises NotSupported where layers do not
+        stack, ValueError for a relative path, FileNotFoundError when the files or the parent are gone.
+        """
+        if not self.stacked:
+            raise NotSupported(
+                f"{self.name} keeps a full copy of every layer and cannot borrow one; use the fuse driver"
+            )
+        if not os.path.isabs(spec.path):
+            raise ValueError(f"{spec.path}: not an absolute path")
+        with opened(Path(spec.path)), self._staging(cache_id, parent) as directory:
+            write_borrowed(directory, spec, spec.origin or Origin(self.ownership, self.spelling))
+            _sync_files(directory)
+            return self.publish(cache_id)
+
+    def borrowed(self, cache_id: CacheID) -> LayerSpec | None:
+        """Where the files of a borrowed layer are, or were; None for one that has its own.
+
+        Raises CorruptStore.
+        """
+        return read_borrowed(self.path / cache_id)
 
     @abstractmethod
     def _furnish(self, directory: Path, parent: CacheID | None, read_write: bool) -> None:
@@ -277,7 +311,7 @@ class Home(ABC):
         """Delete what dead processes left: half-made layers, links and counts of layers that are gone."""
         sweep(self.tmp)
         for entry in list(os.scandir(self.links)):
-            if not os.path.exists(entry.path):
+            if not os.path.lexists(os.path.join(self.links, os.readlink(entry.path))):
                 Path(entry.path).unlink(missing_ok=True)
         counted = self._counter.all()  # before the layers: what is counted has been published before
         for cache_id in set(counted) - set(self.list_layers()):
@@ -298,7 +332,9 @@ class Home(ABC):
         """The layer's own files by the names its tar gave them; close it.  Raises FileNotFoundError."""
         held = self.hold(cache_id)
         try:
-            return DiffGetter(os.fsencode(self.path / cache_id / "diff"), self.ownership, held)
+            (spec,) = self.layer_specs([cache_id])
+            with open_layer(spec, self.ownership, self.spelling) as layer:
+                return DiffGetter(os.fsencode(spec.path), layer.ownership, held)
         except BaseException:
             held.close()
             raise
@@ -325,8 +361,12 @@ class Home(ABC):
             return diff.diff_size(*pair)
 
     def usage(self, cache_id: CacheID) -> Usage:
-        """What the layer's own files take (containers/storage: ``ReadWriteDiskUsage``)."""
-        with self.hold(cache_id), opened(self.path / cache_id / "diff") as fd:
+        """What the layer's own files take, in another store if it is borrowed (``ReadWriteDiskUsage``).
+
+        Raises PermissionError where it has directories that we must not read.
+        """
+        (spec,) = self.layer_specs([cache_id])
+        with self.hold(cache_id), opened(Path(spec.path)) as fd:
             return Usage(*tree_usage(fd))
 
     def mounted(self, cache_id: CacheID) -> int:
@@ -334,9 +374,13 @@ class Home(ABC):
         with self._counter.users(cache_id) as users:
             return users[0]
 
+    def counted(self) -> list[CacheID]:
+        """The layers that somebody has got, or had."""
+        return [CacheID(name) for name in self._counter.all()]
+
     def exists(self, cache_id: CacheID) -> bool:
-        """True for a published layer."""
-        return (self.path / cache_id / "diff").is_dir()
+        """True for a published layer, also for a borrowed one of which the files are gone."""
+        return os.path.lexists(self.path / cache_id / "diff")
 
     def list_layers(self) -> list[CacheID]:
         """Every published layer, in order of name."""
@@ -366,9 +410,20 @@ class Home(ABC):
             return []
 
     def layer_specs(self, chain: Sequence[CacheID]) -> tuple[LayerSpec, ...]:
-        """Where the layers of `chain` are."""
-        directories = [self.path / cache_id for cache_id in chain]
-        return tuple(LayerSpec(*(str(d / name) for name in ("diff", "links", "lock"))) for d in directories)
+        """Where the layers of `chain` are.  Raises CorruptStore when the files of a borrowed one are gone."""
+        return tuple(map(self._layer_spec, chain))
+
+    def _layer_spec(self, cache_id: CacheID) -> LayerSpec:
+        borrowed = self.borrowed(cache_id)
+        if borrowed is None:
+            directory = self.path / cache_id
+            return LayerSpec(f"{directory}/diff", f"{directory}/links", f"{directory}/lock")
+        try:
+            os.stat(borrowed.path)
+        except (FileNotFoundError, NotADirectoryError):
+            reason = f"these files, which another store lent to layer {cache_id[:12]}, are gone"
+            raise CorruptStore(borrowed.path, reason) from None
+        return borrowed
 
 
 def verify_options(options: Mapping[str, str]) -> None:
@@ -380,6 +435,15 @@ def verify_options(options: Mapping[str, str]) -> None:
             f"--storage-opt {key}: a limit needs project quotas, which only root can set; make the layer "
             "without one"
         )
+
+
+def _sync_files(directory: Path) -> None:
+    """Make the files in `directory`, and their names, durable.  Raises OSError."""
+    for entry in list(os.scandir(directory)):
+        if entry.is_file(follow_symlinks=False):
+            with open(entry.path, "rb") as file:
+                os.fsync(file.fileno())
+    fsync_directory(os.fsencode(directory))
 
 
 def short_name(cache_id: CacheID) -> str:

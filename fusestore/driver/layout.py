@@ -1,4 +1,9 @@
-"""What a mount is made of, as plain data for a server; and the record of a layer's hard links."""
+"""What a mount is made of, as plain data for a server; and two records that lie beside a layer's files.
+
+``links`` has the groups of its hard-linked names.  A layer that is *borrowed* from another store has a
+symlink in the place of ``diff``, which says where its files are, and ``origin.json``, which says what they
+are like.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +16,60 @@ from pathlib import Path
 from typing import Any
 
 from fusestore.driver import whiteout
+from fusestore.driver.idmap import Range
 from fusestore.driver.ownership import Ownership
 from fusestore.driver.whiteout import Spelling
+from fusestore.errors import CorruptStore
 from fusestore.files import opened, walk
+
+_ORIGIN = "origin.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a layer that another program or store keeps differs from the layers around it.
+
+    `ownership` None means: tell by the root's ``override_stat``; `spelling` None: either.  `uids` and `gids`
+    map the ids on disk (stored, shown, count); one in no range is shown as the overflow id.
+    """
+
+    ownership: Ownership | None = None
+    spelling: Spelling | None = None
+    uids: tuple[Range, ...] = ()
+    gids: tuple[Range, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """As plain data."""
+        return asdict(self, dict_factory=_plain)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Origin:
+        """The inverse of `to_json`.  Raises ValueError, KeyError, TypeError for anything else."""
+        return cls(
+            Ownership(data["ownership"]) if data["ownership"] else None,
+            Spelling(data["spelling"]) if data["spelling"] else None,
+            _ranges(data["uids"]),
+            _ranges(data["gids"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """Where one layer of a mount is, the groups of its hard links, and the file to lock while it is used."""
+    """Where one layer of a mount is, the groups of its hard links, and the file to lock while it is used.
+
+    `origin` None means: it is as the layers of the home are.
+    """
 
     path: str
     links: str | None = None
     lock: str | None = None
+    origin: Origin | None = None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> LayerSpec:
+        """The inverse of ``asdict``, whose enums JSON has by value."""
+        origin = data.get("origin")  # before 0.5 there was none, and its mounts may live
+        return cls(**{**data, "origin": Origin.from_json(origin) if origin else None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +103,8 @@ class View:
 
     as_root: bool = True
     root_is_me: bool = False
-    uids: tuple[tuple[int, int, int], ...] = ()
-    gids: tuple[tuple[int, int, int], ...] = ()
+    uids: tuple[Range, ...] = ()
+    gids: tuple[Range, ...] = ()
     squash_uid: int | None = None
     squash_gid: int | None = None
     static_nlink: bool = False
@@ -88,18 +135,15 @@ class MountSpec:
 
     def to_json(self) -> dict[str, object]:
         """As plain data."""
-
-        def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-            return {key: value.value if isinstance(value, Enum) else value for key, value in items}
-
-        return asdict(self, dict_factory=plain)
+        return asdict(self, dict_factory=_plain)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> MountSpec:
         """The inverse of `to_json`."""
-        maps = {key: _triples(data["view"][key]) for key in ("uids", "gids")}
+        maps = {key: _ranges(data["view"][key]) for key in ("uids", "gids")}
         special = {
-            "layers": tuple(LayerSpec(**layer) for layer in data["layers"]),
+            "layers": tuple(map(LayerSpec.from_json, data["layers"])),
+            "options": tuple(data["options"]),
             "ownership": Ownership(data["ownership"]) if data["ownership"] else None,
             "spelling": Spelling(data["spelling"]) if data["spelling"] else None,
             "upper": UpperSpec.from_json(data["upper"]) if data["upper"] else None,
@@ -108,7 +152,11 @@ class MountSpec:
         return cls(**{**data, **special})
 
 
-def _triples(values: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value.value if isinstance(value, Enum) else value for key, value in items}
+
+
+def _ranges(values: Sequence[Sequence[int]]) -> tuple[Range, ...]:
     return tuple((stored, shown, count) for stored, shown, count in values)
 
 
@@ -131,3 +179,29 @@ def write_links(record: Path, groups: Iterable[Sequence[bytes]]) -> None:
     lines = [json.dumps([os.fsdecode(name) for name in sorted(group)]) + "\n" for group in groups]
     if lines:
         record.write_text("".join(lines), encoding="ascii")
+
+
+def write_borrowed(directory: Path, spec: LayerSpec, origin: Origin) -> None:
+    """Make `directory` one of a layer whose files are those of `spec`, which are as `origin` says.
+
+    Raises OSError.
+    """
+    (directory / "diff").symlink_to(spec.path)
+    record = {"links": spec.links, "origin": origin.to_json()}
+    (directory / _ORIGIN).write_text(json.dumps(record), encoding="ascii")
+
+
+def read_borrowed(directory: Path) -> LayerSpec | None:
+    """Where the files of the borrowed layer in `directory` are; None for one that has its own.
+
+    They may be gone.  Raises CorruptStore, OSError.
+    """
+    try:
+        record = (directory / _ORIGIN).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        data, path = json.loads(record), os.readlink(directory / "diff")
+        return LayerSpec(path, data["links"], str(directory / "lock"), Origin.from_json(data["origin"]))
+    except (ValueError, KeyError, TypeError, OSError) as exc:
+        raise CorruptStore(str(directory / _ORIGIN), str(exc)) from None

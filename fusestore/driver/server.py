@@ -29,9 +29,10 @@ import pyfuse3
 import trio
 
 from fusestore.driver import mounter, raw_requests, whiteout
-from fusestore.driver.layout import MountSpec, UpperSpec
+from fusestore.driver.layout import LayerSpec, MountSpec, UpperSpec
 from fusestore.driver.loop import Intercepted, Loop
 from fusestore.driver.operations import Operations
+from fusestore.driver.stack import open_layer
 from fusestore.driver.union.layerdir import LayerDir
 from fusestore.driver.union.tree import Union
 from fusestore.driver.union.upper import Upper
@@ -57,15 +58,15 @@ def open_union(spec: MountSpec, mountpoint: str) -> Union:
     os.umask(0)  # what a file may is up to the caller's umask and its directory's ACL
     if spec.home:
         os.chdir(spec.home)
-    layers = [_open_layer(spec, layer.path, layer.links, layer.lock) for layer in spec.layers]
+    layers = [_open_layer(spec, layer) for layer in spec.layers]
     for layer in layers:
         inside = os.path.relpath(mountpoint, layer.path)
         if inside != "." and not inside.startswith(".."):
             layer.go_below(os.fsencode(inside), os.open(mountpoint, os.O_PATH | os.O_CLOEXEC))
     if spec.upper is None:
         return Union(layers)
-    tree = _open_layer(spec, spec.upper.path, None, spec.upper.lock)
-    work = _open_layer(spec, spec.upper.work, None, None)
+    tree = _open_layer(spec, LayerSpec(spec.upper.path, lock=spec.upper.lock))
+    work = _open_layer(spec, LayerSpec(spec.upper.work))
     return WritableUnion(_claimed(spec, spec.upper, tree, work, mountpoint), layers)
 
 
@@ -98,11 +99,14 @@ def _claimed(spec: MountSpec, upper: UpperSpec, tree: LayerDir, work: LayerDir, 
     return make(claim=False)
 
 
-def _open_layer(spec: MountSpec, path: str, links: str | None, locked: str | None) -> LayerDir:
-    if locked is not None:
-        lock(Path(locked), fcntl.LOCK_SH)
-    prefix = os.fsencode(os.path.relpath(path, spec.home)) + b"/" if spec.home else None
-    return LayerDir(path, spec.ownership, spec.spelling, links, prefix)
+def _open_layer(spec: MountSpec, layer: LayerSpec) -> LayerDir:
+    """Only a layer in the driver's home has a short name: the way to others may lead through our mount."""
+    if layer.lock is not None:
+        lock(Path(layer.lock), fcntl.LOCK_SH)
+    prefix = None
+    if spec.home and layer.path.startswith(spec.home + "/"):
+        prefix = os.fsencode(os.path.relpath(layer.path, spec.home)) + b"/"
+    return open_layer(layer, spec.ownership, spec.spelling, prefix)
 
 
 def _detach() -> None:

@@ -105,7 +105,7 @@ class VfsDriver(Home):
         record_links(directory / "diff", directory / "links")
         with opened(directory) as fd:
             syncfs(fd)
-        return Applied(unpacked.size, unpacked.reproducible, unpacked.entries)
+        return Applied(unpacked.size, unpacked.reproducible, unpacked.entries, unpacked.owners())
 
     # -- looking at them ------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""One SQLite database per store: ``store.db``.  This module's `_SCHEMA` is the reference of it.
+"""One SQLite database per store: ``store.db``, with the tables of `fusestore.store.schema`.
 
 Every change is one transaction, begun with BEGIN IMMEDIATE, so writers queue instead of failing half-way;
 every process sees every other's commits with its next statement.  Commits are synced to disk
@@ -7,6 +7,9 @@ memory.
 
 ``application_id`` and ``user_version`` say whose file it is and of which format.  A file that is not ours, or
 newer than this program, or damaged, is refused and never written to.
+
+A database that we may not write is opened read-only; where not even its log can be read or made, as a file
+that does not change, which is opened anew when it has.
 """
 
 from __future__ import annotations
@@ -18,118 +21,52 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fusestore.errors import CorruptStore, NotSupported
+from fusestore.errors import CorruptStore, NotSupported, StoreIsReadOnly
 from fusestore.files import filesystem_type
+from fusestore.store.bigdata import big_data_name
+from fusestore.store.schema import FORMAT, MIGRATIONS, SCHEMA
 
 _APPLICATION_ID = 0x46555345  # "FUSE"
-_FORMAT = 2
 _PATIENCE = 60  # seconds a statement waits for other processes' transactions
 
-_SCHEMA = """
--- driver: the graphdriver that keeps the layers.
-CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-
--- A read-only layer.  size: bytes of its own files, each inode once.  reproducible: its exact tar can be put
--- together again.  created: seconds since 1970.  descriptor: JSON of what it was downloaded as, if anything.
-CREATE TABLE layers (
-    chain_id     TEXT PRIMARY KEY,
-    diff_id      TEXT NOT NULL,
-    parent       TEXT REFERENCES layers(chain_id),
-    cache_id     TEXT NOT NULL UNIQUE,
-    size         INTEGER NOT NULL,
-    reproducible INTEGER NOT NULL,
-    created      INTEGER NOT NULL,
-    descriptor   TEXT
-) STRICT, WITHOUT ROWID;
-CREATE INDEX layers_parent ON layers(parent);
-
--- A layer that takes changes, on top of a registered one.  init_id: the driver's layer between the two.
--- label: the SELinux label for its mounts.  options: storage options, JSON.
-CREATE TABLE rw_layers (
-    name     TEXT PRIMARY KEY,
-    mount_id TEXT NOT NULL UNIQUE,
-    init_id  TEXT UNIQUE,
-    parent   TEXT REFERENCES layers(chain_id),
-    label    TEXT NOT NULL,
-    options  TEXT NOT NULL,
-    created  INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX rw_layers_parent ON rw_layers(parent);
-
--- An image of docker before 1.10: one layer with a random id.  size: bytes of its own files, each inode once.
--- json: what docker says of it, as one line.
-CREATE TABLE graph_images (
-    id       TEXT PRIMARY KEY,
-    parent   TEXT REFERENCES graph_images(id),
-    cache_id TEXT NOT NULL UNIQUE,
-    size     INTEGER NOT NULL,
-    json     TEXT NOT NULL,
-    created  INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX graph_images_parent ON graph_images(parent);
-
--- An image.  id: hex digest of its configuration.  digest: of its manifest.  size: bytes of all its layers.
-CREATE TABLE images (
-    id        TEXT PRIMARY KEY,
-    top_layer TEXT REFERENCES layers(chain_id),
-    digest    TEXT NOT NULL,
-    size      INTEGER NOT NULL,
-    created   INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX images_top_layer ON images(top_layer);
-
--- A name points at one image.
-CREATE TABLE names (
-    name  TEXT PRIMARY KEY,
-    image TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE
-) STRICT, WITHOUT ROWID;
-CREATE INDEX names_image ON names(image);
-
--- Named blobs of an image (manifest, configuration), in files big/<item>/<encoded key>.
-CREATE TABLE big_data (
-    item   TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE,
-    key    TEXT NOT NULL,
-    size   INTEGER NOT NULL,
-    digest TEXT NOT NULL,
-    PRIMARY KEY (item, key)
-) STRICT, WITHOUT ROWID;
-"""
-
-# What makes a database of format N - 1 one of format N.  Layers of format 1 have no tar-split record.
-_MIGRATIONS = {
-    2: """
-ALTER TABLE layers ADD COLUMN descriptor TEXT;
-UPDATE layers SET reproducible = 0;
-"""
-    + _SCHEMA[_SCHEMA.index("CREATE TABLE rw_layers") : _SCHEMA.index("-- An image.  id")],
-}
-
+# Filesystems whose locks or shared memory end at this machine.
 _NETWORK = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "ceph",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "9p",
-    "afs",
-    "fuse",
-    "virtiofs",
-)
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "nfs4", "smb3", "virtiofs",
+)  # fmt: skip
 
 
 class Database:
-    """The open database; `close` it.  Raises CorruptStore, NotSupported, OSError."""
+    """The open database; `close` it.  Raises CorruptStore, NotSupported, OSError.
 
-    def __init__(self, path: Path) -> None:
+    `read_only`: never write, not even to make it; a file that is not there is FileNotFoundError.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        self.read_only = read_only
+        self._state: tuple[int, ...] | None = None  # of a file that is taken for one that does not change
         with self._complaints():
-            self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
-            self._connection.row_factory = sqlite3.Row
+            if read_only:
+                os.stat(path)
+                self._connect_read_only()
+                return
+            self._connection = _connected(path)
             os.chmod(path, 0o600)
             self._open_patiently()
+
+    def _connect_read_only(self) -> None:
+        """With the log, if there is one that we may read; else the file as it is, until that changes."""
+        self._state = None
+        self._connection = _connected(self._path, "mode=ro")
+        try:
+            self._verify()
+        except sqlite3.OperationalError as exc:
+            self._connection.close()
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN:
+                raise
+            self._state = _state(self._path)
+            self._connection = _connected(self._path, "mode=ro&immutable=1")
+            self._verify()
 
     def _open_patiently(self) -> None:
         """Open it, though others may be opening it too: SQLite does not wait for who makes or recovers a
@@ -151,34 +88,46 @@ class Database:
         execute("PRAGMA synchronous = FULL")
         if self._pragma("application_id") == 0 and not execute("SELECT 1 FROM sqlite_master").fetchone():
             self._create()
+        if self._verify() < FORMAT:
+            self._migrate()
+
+    def _verify(self) -> int:
+        """The format, one that we can use.  Raises CorruptStore, NotSupported."""
         if self._pragma("application_id") != _APPLICATION_ID:
             raise CorruptStore(str(self._path), "this is not a fusestore database")
         version = self._pragma("user_version")
-        if version > _FORMAT:
+        if version > FORMAT:
             raise NotSupported(
                 f"{self._path}: made by a newer fusestore (format {version}); upgrade to use it"
             )
-        if version < _FORMAT:
-            self._migrate()
+        if version < FORMAT and self.read_only:
+            raise NotSupported(
+                f"{self._path}: made by an older fusestore (format {version}), and not yours to write; its"
+                " owner has to open it once"
+            )
+        return version
 
     def _create(self) -> None:
         """Make the schema, unless another process just did."""
-        journal = "DELETE" if _on_network(self._path) else "WAL"
+        journal = "DELETE" if is_on_network(self._path) else "WAL"
         self._connection.execute(f"PRAGMA journal_mode = {journal}")
         with self.transaction() as execute:
             if self._pragma("application_id") == 0:
-                for statement in _SCHEMA.split(";\n"):
+                for statement in SCHEMA.split(";\n"):
                     execute(statement)
                 execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                execute(f"PRAGMA user_version = {_FORMAT}")
+                execute(f"PRAGMA user_version = {FORMAT}")
 
     def _migrate(self) -> None:
         """Bring an older format up to ours, unless another process just did."""
+        self._connection.create_function("big_data_name", 1, big_data_name, deterministic=True)
+        self._connection.execute("PRAGMA foreign_keys = OFF")  # while tables are replaced
         with self.transaction() as execute:
-            for version in range(self._pragma("user_version") + 1, _FORMAT + 1):
-                for statement in _MIGRATIONS[version].split(";\n"):
+            for version in range(self._pragma("user_version") + 1, FORMAT + 1):
+                for statement in MIGRATIONS[version].split(";\n"):
                     execute(statement)
                 execute(f"PRAGMA user_version = {version}")
+        self._connection.execute("PRAGMA foreign_keys = ON")
 
     def _pragma(self, name: str) -> int:
         return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
@@ -190,14 +139,19 @@ class Database:
     def select(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """All rows of a query."""
         with self._complaints():
+            if self._state is not None and self._state != _state(self._path):
+                self._connection.close()
+                self._connect_read_only()
             return self._connection.execute(statement, values).fetchall()
 
     @contextmanager
     def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
         """Run statements with the write lock held: all of them take effect, or none.
 
-        Inside another one it is part of that.
+        Inside another one it is part of that.  Raises StoreIsReadOnly.
         """
+        if self.read_only:
+            raise StoreIsReadOnly(str(self._path.parent))
         if self._connection.in_transaction:
             yield self._connection.execute
             return
@@ -220,7 +174,13 @@ class Database:
         A commit that failed at its fsync has left its frames in the log, and a crash before the next write
         would bring them to life.  Files that its rows name must not go before that write is on disk.
         """
-        self._connection.execute(f"PRAGMA user_version = {_FORMAT}")
+        self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def problems(self) -> list[str]:
+        """What SQLite finds wrong with the file: damaged pages, rows that refer to nothing."""
+        found = [str(row[0]) for row in self.select("PRAGMA integrity_check") if row[0] != "ok"]
+        dangling = self.select("PRAGMA foreign_key_check")
+        return found + [f"a row of {row[0]} refers to one of {row[2]} that is not there" for row in dangling]
 
     @contextmanager
     def _complaints(self) -> Iterator[None]:
@@ -235,6 +195,19 @@ class Database:
             raise CorruptStore(str(self._path), str(exc)) from None
 
 
+def _connected(path: Path, parameters: str = "") -> sqlite3.Connection:
+    where = f"{path.absolute().as_uri()}?{parameters}" if parameters else path
+    connection = sqlite3.connect(where, timeout=_PATIENCE, isolation_level=None, uri=bool(parameters))
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when somebody writes to the database or begins to."""
+    st = os.stat(path)
+    return st.st_ino, st.st_size, st.st_mtime_ns, os.path.exists(f"{path}-wal")
+
+
 def _explained(exc: sqlite3.OperationalError, path: Path) -> Exception:
     code = exc.sqlite_errorcode & 0xFF
     if code == sqlite3.SQLITE_BUSY:
@@ -246,6 +219,6 @@ def _explained(exc: sqlite3.OperationalError, path: Path) -> Exception:
     return exc
 
 
-def _on_network(path: Path) -> bool:
+def is_on_network(path: Path) -> bool:
     """True when `path` lies on a filesystem whose locks or shared memory end at this machine."""
     return filesystem_type(path).split(".", 1)[0] in _NETWORK

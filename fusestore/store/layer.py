@@ -55,6 +55,7 @@ class Layer:
     @property
     def diff_id(self) -> DiffID:
         """The digest of its tar."""
+        assert self.record.diff_id is not None, "a registered layer has one"
         return self.record.diff_id
 
     @property
@@ -92,21 +93,8 @@ class Layer:
         It stays readable when the handle is released.  Raises NotReproducible; its reads raise CorruptStore
         when the layer's files or its tar-split record have been changed (moby: ``verifiedReadCloser``).
         """
-        if not self.reproducible:
-            raise NotReproducible(self.chain_id)
-        path = self._driver.notes(self._id()) / RECORD
-        files = self._driver.diff_getter(self.record.cache_id)
-        try:
-            record = path.open("rb")
-        except FileNotFoundError:
-            files.close()
-            raise CorruptStore(str(path), "the layer's tar-split record is missing") from None
-
-        def close() -> None:
-            record.close()
-            files.close()
-
-        return tar_stream(assemble(record, files, self.chain_id), self.diff_id, close)
+        self._id()
+        return exact_tar(self._driver, self.record)
 
     def tar_stream_from(self, parent: ChainID | None) -> io.BufferedReader:
         """What makes this layer out of `parent`, a layer below it (None: everything), as a tar.
@@ -137,6 +125,25 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"<Layer {self.chain_id}>"
+
+
+def exact_tar(driver: Driver, record: LayerRecord) -> io.BufferedReader:
+    """The exact tar of a layer, as a file to read and close; see `Layer.tar_stream`."""
+    if not record.reproducible:
+        raise NotReproducible(record.chain_id)
+    path = driver.notes(record.cache_id) / RECORD
+    files = driver.diff_getter(record.cache_id)
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        files.close()
+        raise CorruptStore(str(path), "the layer's tar-split record is missing") from None
+
+    def close() -> None:
+        stream.close()
+        files.close()
+
+    return tar_stream(assemble(stream, files, record.chain_id), record.diff_id, close)
 
 
 class EmptyLayer:

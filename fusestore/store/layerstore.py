@@ -79,7 +79,7 @@ class LayerStore(RegisteredLayers):
                 held.callback(self._hold(chain[0]).close)
             if init_func is not None:
                 below = init_id = self._init_layer(below, init_func, held, undo)
-            undo.callback(self._discard, mount_id)
+            undo.callback(self.discard, mount_id)
             self.driver.stage(mount_id, below, read_write=True, storage_opt=options)
             handle = self._name(RWRecord(name, mount_id, init_id, parent, mount_label, options))
             undo.pop_all()
@@ -90,7 +90,7 @@ class LayerStore(RegisteredLayers):
     ) -> CacheID:
         """A layer that `init_func` has written to; no row names it yet, so we hold it."""
         init_id = new_cache_id()
-        undo.callback(self._discard, init_id)
+        undo.callback(self.discard, init_id)
         self.driver.stage(init_id, below, read_write=True)
         held.callback(lock_handles(self.driver, init_id, LOCK_SH).close)
         with self._metadata.start_transaction():  # others collect inside theirs only

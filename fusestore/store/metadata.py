@@ -1,5 +1,8 @@
 """What a layer store remembers of its layers: the protocols it asks for, and them over the database.
 
+The tables have other layers too, which containers/storage's calls make and name by other ids
+(`fusestore.store.layeritems`); they are rows here like any, but not among the layers of this store.
+
 A row says what a layer is and where the driver keeps it.  Who still needs a layer is never stored but asked:
 child layers, RW layers and images are rows that name it, handles and mounts are locks on its directory.
 
@@ -20,7 +23,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fusestore.digest import CacheID, ChainID, DiffID
-from fusestore.errors import LayerNotFound, MountNameConflict, NotSupported, RWLayerNotFound
+from fusestore.driver.api import Owners
+from fusestore.errors import (
+    LayerHasChildren,
+    LayerInUse,
+    LayerNotFound,
+    LayerUsedByContainer,
+    LayerUsedByImage,
+    MountNameConflict,
+    NotSupported,
+    RWLayerNotFound,
+)
 from fusestore.store.database import Database
 
 
@@ -30,19 +43,26 @@ def _now() -> int:
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """A registered layer.  `size` counts its own files in bytes; `created` is in s since 1970.
+    """A layer.  `size` counts its own files in bytes; `created` is in s since 1970.
 
+    `chain_id` is another id for a layer that is not registered, and `diff_id` None where no tar was applied.
     `descriptor` is what it was downloaded as (OCI image-spec, descriptor.md), empty where it was not.
+    `diff_size` is the tar's bytes, `owners` the uids and gids in it; None where not known.  `origin` is the
+    additional store that a borrowed layer is in.
     """
 
     chain_id: ChainID
-    diff_id: DiffID
+    diff_id: DiffID | None
     parent: ChainID | None
     cache_id: CacheID
     size: int
     reproducible: bool
     created: int = field(default_factory=_now)
     descriptor: Mapping[str, object] = field(default_factory=dict)
+    diff_size: int | None = None
+    owners: Owners | None = None
+    label: str = ""
+    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +97,10 @@ class MetadataTransaction(Protocol):
         """Unname an RW layer."""
 
     def is_needed(self, chain_id: ChainID) -> bool:
-        """True while a child layer, an RW layer or an image is on the layer."""
+        """True while a child layer, an RW layer or an image is on the layer, or it is a container's."""
+
+    def refuse_needed(self, chain_id: ChainID) -> None:
+        """Raises LayerInUse, of the class that says why, for a layer that is needed."""
 
     def settle(self) -> None:
         """See to it that no transaction that failed can come back; for whoever deletes what it named."""
@@ -143,10 +166,10 @@ class LayerMetadata:
 
     def get(self, chain_id: ChainID) -> LayerRecord:
         """A layer.  Raises LayerNotFound."""
-        rows = self._database.select("SELECT * FROM layers WHERE chain_id = ?", chain_id)
+        rows = self._database.select("SELECT * FROM layers WHERE id = ?", chain_id)
         if not rows:
             raise LayerNotFound(chain_id)
-        return _record(tuple(rows[0]))
+        return _record(rows[0])
 
     def find(self, chain_id: ChainID) -> LayerRecord | None:
         """A layer, or None."""
@@ -157,13 +180,13 @@ class LayerMetadata:
 
     def by_prefix(self, prefix: str) -> list[ChainID]:
         """The layers whose chain ID begins with `prefix`."""
-        query = "SELECT chain_id FROM layers WHERE chain_id >= ?1 AND chain_id < ?1 || 'g'"
+        query = "SELECT id FROM layers WHERE id >= ?1 AND id < ?1 || 'g'"
         return [ChainID(chain_id) for (chain_id,) in self._database.select(query, prefix)]
 
     def all(self) -> list[LayerRecord]:
-        """Every layer, oldest first."""
-        rows = self._database.select("SELECT * FROM layers ORDER BY created, chain_id")
-        return [_record(tuple(row)) for row in rows]
+        """Every registered layer, oldest first."""
+        rows = self._database.select("SELECT * FROM layers WHERE id GLOB 'sha256:*' ORDER BY created, id")
+        return [_record(row) for row in rows]
 
     def chain(self, chain_id: ChainID | None) -> list[LayerRecord]:
         """The layer and all below it, topmost first; nothing for None.  Raises LayerNotFound."""
@@ -176,31 +199,34 @@ class LayerMetadata:
 
     def add(self, record: LayerRecord) -> None:
         """Insert a row; inside a transaction.  Raises LayerNotFound for a missing parent."""
+        columns = _columns(record)
+        marks = ", ".join("?" * len(columns))
+        statement = f"INSERT INTO layers ({', '.join(columns)}) VALUES ({marks})"
         try:
-            self._database.select(
-                "INSERT INTO layers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                record.chain_id,
-                record.diff_id,
-                record.parent,
-                record.cache_id,
-                record.size,
-                int(record.reproducible),
-                record.created,
-                json.dumps(dict(record.descriptor)) if record.descriptor else None,
-            )
+            self._database.select(statement, *columns.values())
         except sqlite3.IntegrityError:
             raise LayerNotFound(str(record.parent)) from None
 
+    def replace(self, record: LayerRecord) -> None:
+        """Change a layer's row; inside a transaction."""
+        columns = _columns(record)
+        changes = ", ".join(f"{column} = ?" for column in columns)
+        statement = f"UPDATE layers SET {changes} WHERE id = ?"
+        self._database.select(statement, *columns.values(), record.chain_id)
+
     def remove(self, chain_id: ChainID) -> None:
         """Delete a row; inside a transaction."""
-        self._database.select("DELETE FROM layers WHERE chain_id = ?", chain_id)
+        self._database.select("DELETE FROM layers WHERE id = ?", chain_id)
 
     def is_needed(self, chain_id: ChainID) -> bool:
-        """True while a child layer, an RW layer or an image names it."""
-        query = """SELECT EXISTS (SELECT 1 FROM layers WHERE parent = ?1)
-                       OR EXISTS (SELECT 1 FROM rw_layers WHERE parent = ?1)
-                       OR EXISTS (SELECT 1 FROM images WHERE top_layer = ?1)"""
-        return bool(self._database.select(query, chain_id)[0][0])
+        """True while a child layer, an RW layer, an image or a container names it."""
+        return bool(self._database.select(f"SELECT 1 WHERE {_NEEDED}", chain_id))
+
+    def refuse_needed(self, chain_id: ChainID) -> None:
+        """Raises LayerInUse, of the class that says why, for a layer that is needed."""
+        for query, error, reason in _NEEDS:
+            for (name,) in self._database.select(f"{query} LIMIT 1", chain_id):
+                raise error(chain_id, reason.format(name))
 
     def settle(self) -> None:
         """Inside a transaction: see `Database.settle`."""
@@ -250,10 +276,48 @@ class LayerMetadata:
         return {CacheID(cache_id) for (cache_id,) in self._database.select(query)}
 
 
-def _record(row: tuple[Any, ...]) -> LayerRecord:
-    chain_id, diff_id, parent, cache_id, size, reproducible, created, descriptor = row
-    told = json.loads(descriptor) if descriptor else {}
-    return LayerRecord(chain_id, diff_id, parent, cache_id, size, bool(reproducible), created, told)
+#: Who needs a layer: which rows, what to raise, and its words.
+_NEEDS = (
+    ("SELECT id FROM layers WHERE parent = ?1", LayerHasChildren, "the layer {} is on it"),
+    ("SELECT id FROM images WHERE top_layer = ?1", LayerUsedByImage, "the image {} is on it"),
+    ("SELECT id FROM containers WHERE layer = ?1", LayerUsedByContainer, "it is the container {}'s"),
+    ("SELECT name FROM rw_layers WHERE parent = ?1", LayerInUse, "the RW layer {} is on it"),
+)
+_NEEDED = " OR ".join(f"EXISTS ({query})" for query, _, _ in _NEEDS)
+
+
+def _columns(record: LayerRecord) -> dict[str, object]:
+    return {
+        "id": record.chain_id,
+        "parent": record.parent,
+        "cache_id": record.cache_id,
+        "size": record.size,
+        "reproducible": int(record.reproducible),
+        "created": record.created,
+        "diff_id": record.diff_id,
+        "diff_size": record.diff_size,
+        "descriptor": json.dumps(dict(record.descriptor)) if record.descriptor else None,
+        "owners": json.dumps(record.owners) if record.owners is not None else None,
+        "label": record.label,
+        "origin": record.origin,
+    }
+
+
+def _record(row: sqlite3.Row) -> LayerRecord:
+    return LayerRecord(
+        row["id"],
+        row["diff_id"],
+        row["parent"],
+        row["cache_id"],
+        row["size"],
+        bool(row["reproducible"]),
+        row["created"],
+        json.loads(row["descriptor"]) if row["descriptor"] else {},
+        row["diff_size"],
+        json.loads(row["owners"]) if row["owners"] else None,
+        row["label"],
+        row["origin"],
+    )
 
 
 def _rw_record(row: tuple[Any, ...]) -> RWRecord:

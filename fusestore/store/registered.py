@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB
 
 from fusestore.digest import CacheID, ChainID, DiffID, HashingReader, Readable, chain_id, new_cache_id
-from fusestore.driver.api import Driver, Held, Limits
+from fusestore.driver.api import Applied, Driver, Held, Limits
 from fusestore.errors import (
     AmbiguousName,
     DigestMismatch,
@@ -39,7 +39,7 @@ class Released:
     """A layer that `release` deleted.  Sizes in bytes: of the chain, and of the layer alone."""
 
     chain_id: ChainID
-    diff_id: DiffID
+    diff_id: DiffID | None
     size: int
     diff_size: int
 
@@ -102,20 +102,35 @@ class RegisteredLayers:
             below = chain[0].cache_id if chain else None
             if chain:
                 stack.callback(self._hold(chain[0]).close)
-            stack.callback(self._discard, cache_id)
+            stack.callback(self.discard, cache_id)
             self.driver.stage(cache_id, below)
-            reader = HashingReader(stream)
-            with open(self.driver.notes(cache_id) / RECORD, "xb") as file:
-                applied = self.driver.apply_diff(cache_id, reader, self._limits, Writer(file))
-            diff_id = DiffID(reader.digest())
+            applied, diff_id, diff_size = self.unpack(cache_id, stream)
             if expected is not None and diff_id != expected:
                 raise DigestMismatch("layer", expected, diff_id)
-            name = chain_id(parent, diff_id)
-            kept = descriptor if descriptor.get("digest") else {}
             record = LayerRecord(
-                name, diff_id, parent, cache_id, applied.size, applied.reproducible, descriptor=kept
+                chain_id(parent, diff_id),
+                diff_id,
+                parent,
+                cache_id,
+                applied.size,
+                applied.reproducible,
+                descriptor=descriptor if descriptor.get("digest") else {},
+                diff_size=diff_size,
+                owners=applied.owners,
             )
             return self._commit(record, chain)
+
+    def unpack(self, cache_id: CacheID, stream: Readable) -> tuple[Applied, DiffID, int]:
+        """Unpack an uncompressed tar into a layer of the driver, and record it; its digest and its bytes."""
+        reader = HashingReader(stream)
+        path = self.driver.notes(cache_id) / RECORD
+        try:
+            with path.open("wb") as file:
+                applied = self.driver.apply_diff(cache_id, reader, self._limits, Writer(file))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return applied, DiffID(reader.digest()), reader.size
 
     def _commit(self, record: LayerRecord, chain: list[LayerRecord]) -> Layer:
         """Name a staged layer, or take the one of that name that is there by now."""
@@ -133,8 +148,8 @@ class RegisteredLayers:
             raise
         return self._handle(record, chain, published)
 
-    def _discard(self, cache_id: CacheID) -> None:
-        """Throw away what is staged, after the outcome is decided: an error here must not change that."""
+    def discard(self, cache_id: CacheID) -> None:
+        """Throw away a staged layer, after the outcome is decided: an error here must not change that."""
         with suppress(OSError):  # what is left is unlocked in tmp/, for the next sweep
             self.driver.discard(cache_id)
 
@@ -194,8 +209,7 @@ class RegisteredLayers:
         """Delete one layer, and not what is below it.  Raises LayerNotFound, LayerInUse."""
         with ExitStack() as stack, self._metadata.start_transaction() as transaction:
             record = self._metadata.get(chain_id)
-            if transaction.is_needed(chain_id):
-                raise LayerInUse(chain_id, "another layer or an image is on it")
+            transaction.refuse_needed(chain_id)
             stack.enter_context(self.driver.removing(record.cache_id))
             transaction.remove(chain_id)
 

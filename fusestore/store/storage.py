@@ -1,47 +1,52 @@
-"""`Store`: layers and images in one place, and every rule that spans them.
+"""`Store`: layers, images and containers in one place, and every rule that spans them.
 
 Open one, use it, close it; it is also a context manager.  Any number of processes may have the same store
-open.  Opening sweeps ``tmp/`` of what dead processes left.
+open.  Opening sweeps ``tmp/`` of what dead processes left.  The methods are containers/storage's (its
+interface ``Store``), but for those that work on images as such: `create_images`, `mount_image`, `union`.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
+import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fusestore import config, digest, reference
-from fusestore.digest import ChainID
+from fusestore import __version__, config, digest
+from fusestore.config import StoreOptions
+from fusestore.digest import ChainID, Digest, Readable
 from fusestore.driver import mounter
 from fusestore.driver.api import Limits
 from fusestore.driver.fuse import FuseDriver
-from fusestore.driver.mounter import Mounted
-from fusestore.driver.union.tree import Union
 from fusestore.errors import (
-    AmbiguousName,
     ImageNotFound,
-    InvalidReference,
+    ImageUsedByContainer,
     LayerInUse,
     LayerNotFound,
-    MountNotFound,
-    NotSupported,
+    LayerUsedByContainer,
+    ParentIsContainer,
+    StoreIsReadOnly,
 )
-from fusestore.files import sweep
+from fusestore.files import opened as opened_directory
+from fusestore.files import sweep, tree_usage
+from fusestore.store.additional import AdditionalStore
+from fusestore.store.bigdata import Blobs
+from fusestore.store.catalog import Driver
+from fusestore.store.containers import ContainerStore
+from fusestore.store.contents import LayerContents
 from fusestore.store.database import Database
-from fusestore.store.images import MANIFEST, Image, ImageStore, configuration_key
+from fusestore.store.images import MANIFEST, ImageStore, configuration_key
+from fusestore.store.items import Container, Image, LayerItem
+from fusestore.store.layeritems import LayerItems
 from fusestore.store.layerstore import LayerStore
-from fusestore.store.metadata import LayerMetadata, LayerRecord
-from fusestore.store.registered import Released
-
-_PREFIX = re.compile(r"[0-9a-f]{1,64}")
-_LABEL = re.compile(r"[^A-Za-z0-9._-]+")
+from fusestore.store.metadata import LayerMetadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +59,40 @@ class NewImage:
     manifest: bytes
 
 
-class Store:
-    """A store at `root`, with its mounts recorded at `runroot` (defaults: see `fusestore.config`).
+class Store(LayerContents):
+    """A store at `graph_root`, with its mounts recorded at `run_root` (defaults: see `fusestore.config`).
 
-    Raises CorruptStore, NotSupported, OSError.
+    One that the caller may not write is opened read-only.  Raises CorruptStore, NotSupported, OSError.
     """
 
     def __init__(
-        self, root: str | None = None, runroot: str | None = None, *, limits: Limits | None = None
+        self,
+        graph_root: str | None = None,
+        run_root: str | None = None,
+        *,
+        options: StoreOptions | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        options = config.options(root, runroot)
-        self.root = config.private(options.root)
-        self.runroot = config.private(options.runroot)
-        self.driver = FuseDriver(self.root, self.runroot)
-        sweep(self.root / "tmp")
-        self._database = Database(self.root / "store.db")
+        self.options = options or config.options(graph_root, run_root)
+        self.graph_root, self.run_root = self.options.graph_root, config.private(self.options.run_root)
+        self.read_only = self.graph_root.is_dir() and not os.access(self.graph_root, os.W_OK)
+        if not self.read_only:
+            config.private(self.graph_root)
+        self.graph_driver = _driver(self.options)
+        if not self.read_only:
+            sweep(self.graph_root / "tmp")
+        self._database = Database(self.graph_root / "store.db", read_only=self.read_only)
         self._metadata = LayerMetadata(self._database)
-        self.layers = LayerStore(self._metadata, self.driver, limits)
-        self._images = ImageStore(self._database, self.root)
+        self._blobs = Blobs(self._database, self.graph_root)
+        self.layer_store = LayerStore(self._metadata, self.graph_driver, limits)
+        self.layer_items = LayerItems(self._database, self._blobs, self._metadata, self.layer_store)
+        self.image_store = ImageStore(self._database, self._blobs)
+        self.container_store = ContainerStore(self._database, self._blobs, self.graph_root, self.run_root)
+        self.additional_stores = [_additional(path) for path in self.options.additional_stores]
 
     def close(self) -> None:
         """Close the database and let go of handles.  Mounts stay."""
-        self.layers.close()
+        self.layer_store.close()
         self._database.close()
 
     def __enter__(self) -> Store:
@@ -84,199 +101,408 @@ class Store:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    # -- what it is -----------------------------------------------------------------------------------
+
+    @property
+    def graph_driver_name(self) -> str:
+        """``fuse`` or ``vfs``."""
+        return self.graph_driver.name
+
+    @property
+    def graph_options(self) -> tuple[str, ...]:
+        """The options for the driver, as DRIVER.KEY=VALUE."""
+        return self.options.graph_options
+
+    @property
+    def ro_layer_stores(self) -> Sequence[AdditionalStore]:
+        """The additional stores, which are looked into after this one, in this order."""
+        return self.additional_stores
+
+    @property
+    def ro_image_stores(self) -> Sequence[AdditionalStore]:
+        """The same: each has images and layers."""
+        return self.additional_stores
+
+    def status(self) -> list[tuple[str, str]]:
+        """Facts about the driver and its filesystem, as rows of name and value."""
+        return self.graph_driver.status()
+
+    def version(self) -> list[tuple[str, str]]:
+        """Rows of name and value."""
+        return [("Version", __version__)]
+
+    # -- layers ---------------------------------------------------------------------------------------
+
+    def create_layer(
+        self,
+        layer_id: str = "",
+        parent: str = "",
+        names: Sequence[str] = (),
+        mount_label: str = "",
+        *,
+        writeable: bool = True,
+    ) -> LayerItem:
+        """Make an empty layer on top of `parent` ("": of nothing); an id is made up for "".
+
+        It takes changes while it is mounted, until it has a child; `writeable` is ignored, as upstream.
+        Names must be free.  Raises LayerNotFound, ParentIsContainer, DuplicateID, DuplicateName, OSError.
+        """
+        return self.put_layer(layer_id, parent, names, mount_label, writeable=writeable)
+
+    def put_layer(
+        self,
+        layer_id: str = "",
+        parent: str = "",
+        names: Sequence[str] = (),
+        mount_label: str = "",
+        *,
+        writeable: bool = False,
+        diff: Readable | None = None,
+    ) -> LayerItem:
+        """Make a layer of the tar `diff`, plain or compressed, on top of `parent`.
+
+        What `LayerItem.uncompressed_size` has is what upstream returns beside the layer.  Raises as
+        `create_layer`, and InvalidLayer; all is then as it was.
+        """
+        layer_id = layer_id or new_id()
+        below = self._parent(parent) if parent else None
+        self.layer_items.create(layer_id, below, names, mount_label, writeable=writeable, diff=diff)
+        return self.layer_items.get(layer_id)
+
+    def _parent(self, name: str) -> str:
+        """A layer that others may be put on, as one of ours.  Raises LayerNotFound, ParentIsContainer."""
+        layer = self.layer(name)
+        container = self.container_store.of_layer(layer.id)
+        if container is not None:
+            raise ParentIsContainer(layer.id, container.id)
+        return self._borrowed(layer.id)
+
+    def delete_layer(self, name: str) -> None:
+        """Delete a layer that nothing needs; it is unmounted.
+
+        Raises LayerNotFound, LayerHasChildren, LayerUsedByImage, LayerUsedByContainer, LayerInUse,
+        StoreIsReadOnly.
+        """
+        layer = self._own_layer(name)
+        self._delete_layers(lambda: self._metadata.refuse_needed(ChainID(layer)), [layer])
+
+    def _delete_layers(self, verify: Callable[[], None], layers: Sequence[str]) -> None:
+        """Unmount and delete layers, topmost first, and those borrowed that nothing needs then."""
+        for layer in layers:
+            self.graph_driver.abandon(self.layer_items.record(layer).cache_id)
+        with ExitStack() as stack, self._database.transaction():
+            verify()
+            for layer in layers:
+                parent = self.layer_items.record(layer).parent
+                self.layer_items.doom(layer, stack)
+                self._give_back(parent, stack)
+        for layer in layers:
+            self._blobs.delete_unnamed("layer", layer)
+
     # -- images ---------------------------------------------------------------------------------------
 
-    def images(self) -> list[Image]:
-        """Every image, newest first."""
-        return self._images.all()
-
-    def lookup(self, name: str) -> Image:
-        """The image of a name, an id, or a unique prefix of an id.  Raises ImageNotFound, AmbiguousName."""
-        bare = name.removeprefix("sha256:")
-        image = self._images.get(bare) or self._by_name(name)
-        if image is not None:
-            return image
-        if _PREFIX.fullmatch(bare):
-            found = self._images.by_prefix(bare)
-            if len(found) > 1:
-                raise AmbiguousName(name)
-            if found and (image := self._images.get(found[0])) is not None:
-                return image
-        raise ImageNotFound(name, self._near(name))
-
-    def _by_name(self, name: str) -> Image | None:
-        try:
-            candidates = reference.candidates(name)
-        except InvalidReference:
-            return None
-        for candidate in candidates:
-            tagged, at, wanted = candidate.partition("@")
-            if at:
-                same = [i for i in self.images() if i.digest == wanted and _has_repository(i, tagged)]
-                if same:
-                    return same[0]
-            elif (image := self._images.by_name(candidate)) is not None:
-                return image
-        return None
-
-    def _near(self, name: str) -> list[str]:
-        """Names that may have been meant: spelled alike, or the same repository with another tag."""
-        known = {n: n for image in self.images() for n in image.names}
-        known |= {n.rpartition("/")[2]: n for n in known}
-        known |= {n.partition(":")[0]: full for n, full in known.items()}
-        bare = name.rpartition("/")[2].partition(":")[0]
-        close = [m for n in (name, bare) for m in difflib.get_close_matches(n, known, n=3, cutoff=0.6)]
-        return list(dict.fromkeys(known[n] for n in close))[:3]
-
     def create_image(
-        self, names: Sequence[str], top_layer: ChainID | None, configuration: bytes, manifest: bytes
+        self,
+        image_id: str = "",
+        names: Sequence[str] = (),
+        layer: str = "",
+        metadata: str = "",
+        *,
+        created: int = 0,
+        digest: Digest | None = None,
+        big_data: Mapping[str, bytes] | None = None,
+        flags: Mapping[str, object] | None = None,
     ) -> Image:
-        """Add one image; see `create_images`."""
-        return self.create_images([NewImage(names, top_layer, configuration, manifest)])[0]
+        """Make an image on a layer ("": without one); `created` is in s since 1970, 0 for now.
+
+        Raises LayerNotFound, DuplicateID, DuplicateName, InvalidBigDataName, OSError.
+        """
+        top = self._borrowed(self.layer(layer).id) if layer else None
+        image = Image(
+            id=image_id or new_id(),
+            names=tuple(dict.fromkeys(names)),
+            metadata=metadata,
+            created=created or int(time.time()),
+            flags=flags or {},
+            top_layer=top,
+            digest=digest,
+            size=self._size_of_chain(top),
+        )
+        self._add_image(image, big_data or {})
+        return self.image_store.get(image.id)
+
+    def _add_image(self, image: Image, blobs: Mapping[str, bytes]) -> None:
+        try:
+            with self._blobs.setting(), self._database.transaction():
+                self.image_store.refuse_taken(image.id, image.names)
+                self.image_store.add(image, blobs)
+                self.image_store.name(image.id, image.names)
+        except BaseException as exc:
+            self.image_store.collect()
+            if isinstance(exc, sqlite3.IntegrityError):
+                raise LayerNotFound(str(image.top_layer)) from None
+            raise
 
     def create_images(self, new: Sequence[NewImage]) -> list[Image]:
-        """Add images on layers that the caller holds, all of them or none.
+        """Add images on layers that the caller holds, all of them or none; their names move to them.
 
         An image's id is the digest of its configuration.  Raises LayerNotFound, OSError.
         """
         try:
-            with self._database.transaction():
+            with self._blobs.setting(), self._database.transaction():
                 return [self._create_image(image) for image in new]
         except BaseException as exc:
-            self._images.collect()
+            self.image_store.collect()
             if isinstance(exc, sqlite3.IntegrityError):
                 raise LayerNotFound(", ".join(str(image.top_layer) for image in new)) from None
             raise
 
     def _create_image(self, new: NewImage) -> Image:
         image_id = digest.encoded(digest.of_bytes(new.configuration))
-        size = sum(record.size for record in self._metadata.chain(new.top_layer))
-        created, name = _created(new.configuration), digest.of_bytes(new.manifest)
-        image = Image(image_id, tuple(new.names), new.top_layer, name, size, created)
-        self._images.create(image, {MANIFEST: new.manifest, configuration_key(image_id): new.configuration})
-        return self._images.get(image_id) or image
+        image = Image(
+            id=image_id,
+            created=created_of(new.configuration),
+            top_layer=new.top_layer,
+            digest=digest.of_bytes(new.manifest),
+            size=self._size_of_chain(new.top_layer),
+        )
+        blobs = {MANIFEST: new.manifest, configuration_key(image_id): new.configuration}
+        self.image_store.add(image, blobs)
+        self.image_store.update_names(image_id, lambda present: (*new.names, *present))
+        return self.image_store.get(image_id)
+
+    def _size_of_chain(self, layer: str | None) -> int:
+        chain = self._metadata.chain(ChainID(layer) if layer else None)
+        return sum(record.size for record in chain)
+
+    def pull_up(self, image: Image) -> None:
+        """Copy an image of an additional store into this one, but for its layers, which are borrowed."""
+        blobs = {key: self.big_data(image, key) for key in image.big_data}
+        top = self._borrowed(image.top_layer) if image.top_layer else None
+        free = [name for name in image.names if not self.image_store.exact(name)]
+        self._add_image(replace(image, top_layer=top, names=tuple(free), read_only=False), blobs)
 
     def untag(self, names: Sequence[str]) -> None:
         """Take full names away from their images; the images stay."""
-        self._images.remove_names(names)
+        self.image_store.remove_names(names)
 
-    def delete_image(self, image: Image) -> list[Released]:
-        """Delete an image and the layers that nothing else needs; those layers.  Raises LayerInUse."""
-        with ExitStack() as stack:
+    def delete_image(self, name: str, *, commit: bool = True) -> list[str]:
+        """Delete an image and the layers that nothing else needs; the ids of those, topmost first.
+
+        With `commit` False nothing is deleted, and the same list is returned.  Raises ImageNotFound,
+        ImageUsedByContainer, LayerInUse while it is mounted, StoreIsReadOnly.
+        """
+        image = self.image(name)
+        if image.read_only or not self.image_store.exists(image.id):
+            raise StoreIsReadOnly(image.id)
+        with ExitStack() as stack, suppress(_DryRun), self._database.transaction():
+            for container in self.container_store.of_image(image.id):
+                raise ImageUsedByContainer(image.id, container.id)
+            self.image_store.delete(image.id)
+            deleted = self._delete_unneeded(image, stack if commit else None)
+            if not commit:
+                raise _DryRun
+        if commit:
+            self._blobs.delete_unnamed("image", image.id)
+        return deleted
+
+    def _delete_unneeded(self, image: Image, stack: ExitStack | None) -> list[str]:
+        """Inside a transaction: unname the layers of an image whose row is gone, while nothing is on them."""
+        deleted: list[str] = []
+        for record in self._metadata.chain(ChainID(image.top_layer) if image.top_layer else None):
+            if self._metadata.is_needed(record.chain_id):
+                break
             try:
-                with self._database.transaction():
-                    self._images.delete_row(image.id)
-                    released = self.layers.delete_unneeded(image.top_layer, stack)
+                if stack is None:
+                    self.layer_items.delete(record.chain_id)
+                else:
+                    self.layer_items.doom(record.chain_id, stack)
             except LayerInUse:
+                if deleted:
+                    break
                 places = self.mounts_of(image)
                 reason = f"mounted at {', '.join(places)}" if places else "another process works with it"
                 raise LayerInUse(image.names[0] if image.names else image.id[:12], reason) from None
-        self._images.delete_blobs(image.id)
-        return released
+            if record.origin is None:
+                deleted.append(str(record.chain_id))
+        return deleted
+
+    def image_size(self, name: str) -> int:
+        """Bytes of an image: the tars of its layers, and its big data.  Raises ImageNotFound."""
+        image = self.image(name)
+        layers = sum(
+            layer.size if layer.uncompressed_size is None else layer.uncompressed_size
+            for layer in self.chain(image)
+        )
+        return layers + sum(blob.size for blob in image.big_data.values())
 
     def configuration(self, image: Image) -> Mapping[str, object]:
-        """The image's configuration (OCI image-spec, config.md).  Raises CorruptStore."""
-        return dict(json.loads(self._images.big_data(image.id, configuration_key(image.id))))
+        """The image's configuration (OCI image-spec, config.md).  Raises BigDataNotFound, CorruptStore."""
+        return dict(json.loads(self.big_data(image, configuration_key(image.id))))
 
     def manifest(self, image: Image) -> Mapping[str, object]:
-        """The image's manifest.  Raises CorruptStore."""
-        return dict(json.loads(self._images.big_data(image.id, MANIFEST)))
+        """The image's manifest.  Raises BigDataNotFound, CorruptStore."""
+        return dict(json.loads(self.big_data(image, MANIFEST)))
 
-    def chain(self, image: Image) -> list[LayerRecord]:
-        """The image's layers, topmost first."""
-        return self._metadata.chain(image.top_layer)
+    # -- containers -----------------------------------------------------------------------------------
 
-    def collect(self) -> None:
-        """Delete what no row names: leftovers of processes that died."""
-        self.layers.collect()
-        self._images.collect()
+    def create_container(
+        self,
+        container_id: str = "",
+        names: Sequence[str] = (),
+        image: str = "",
+        layer_id: str = "",
+        metadata: str = "",
+        *,
+        flags: Mapping[str, object] | None = None,
+        mount_label: str = "",
+    ) -> Container:
+        """Make a container on an image ("": on nothing), with an RW layer of the id `layer_id`.
 
-    # -- looking inside -------------------------------------------------------------------------------
-
-    @contextmanager
-    def union(self, image: Image) -> Iterator[Union]:
-        """The image's files as a library object, without FUSE.  Raises LayerNotFound, OSError.
-
-        The image cannot be deleted meanwhile.
+        Ids are made up for "".  Raises ImageNotFound, DuplicateID, DuplicateName, OSError; all is then as it
+        was.
         """
-        top = self._top(image)
-        with ExitStack() as stack:
-            try:
-                union = stack.enter_context(self.driver.union(top.cache_id))
-            except FileNotFoundError:
-                raise LayerNotFound(top.chain_id) from None
-            yield union
+        found = self.image(image) if image else None
+        container = Container(
+            id=container_id or new_id(),
+            names=tuple(dict.fromkeys(names)),
+            metadata=metadata,
+            created=int(time.time()),
+            flags=flags or {},
+            image=found.id if found else "",
+            layer=layer_id or new_id(),
+        )
+        with self._database.transaction():
+            self.container_store.refuse_taken(container.id, container.names)
+        below = self._borrowed(found.top_layer) if found and found.top_layer else None
 
-    def _top(self, image: Image) -> LayerRecord:
-        if image.top_layer is None:
-            raise NotSupported(f"{image.id[:12]}: an image without layers has no files")
-        return self._metadata.get(image.top_layer)
+        def also() -> None:
+            if found and not found.read_only and not self.image_store.exists(found.id):
+                raise ImageNotFound(image)  # deleted meanwhile
+            self.container_store.add(container)
 
-    def mount(self, image: Image, mountpoint: Path | None = None, *, allow_other: bool = False) -> Path:
-        """Mount an image read-only on `mountpoint`, by default below the runroot; where it is mounted.
+        self.layer_items.create(container.layer, below, mount_label=mount_label, also=also)
+        return self.container_store.get(container.id)
 
-        Already mounted there: nothing changes.  Raises InvalidMountpoint, FuseUnavailable, MountFailed,
-        OSError.
+    def delete_container(self, name: str) -> None:
+        """Delete a container, its layer, which is unmounted, and its directories.
+
+        Raises ContainerNotFound, LayerInUse while another process works with its layer.
         """
-        label = image.names[0] if image.names else image.id[:12]
-        top = self._top(image)
-        with self.driver.hold(top.cache_id):
-            spec = self.driver.spec(top.cache_id, label, allow_other=allow_other)
-            place = Path(os.path.realpath(mountpoint)) if mountpoint else self._default_mountpoint(image)
-            mounter.mount(spec, place, self.runroot)
-        return place
+        container = self.container(name)
+        self._delete_layers(lambda: self._unname_container(container), [container.layer])
+        self._blobs.delete_unnamed("container", container.id)
+        self.container_store.delete_directories(container.id)
 
-    def _default_mountpoint(self, image: Image) -> Path:
-        """``mnt/debian-12``; where another image has that already, ``mnt/debian-12-0123456789ab``."""
-        directory = config.private(self.runroot / "mnt")
-        if not image.names:
-            return directory / image.id[:12]
-        short = _LABEL.sub("-", image.names[0].rpartition("/")[2])
-        present = mounter.find(directory / short, self.runroot)
-        if present is None or self._shows(present, image):
-            return directory / short
-        return directory / f"{short}-{image.id[:12]}"
+    def _unname_container(self, container: Container) -> None:
+        self.container_store.delete(container.id)
+        self._metadata.refuse_needed(ChainID(container.layer))
 
-    def _shows(self, present: Mounted, image: Image) -> bool:
-        if image.top_layer is None:
-            return False
-        return present.spec.layers[0].path == str(self.driver.diff_directory(self._top(image).cache_id))
+    def container_size(self, name: str) -> int:
+        """Bytes of a container: the tar of its changes, its big data, and files in its directories."""
+        container = self.container(name)
+        size = self.diff_size("", container.layer) + sum(blob.size for blob in container.big_data.values())
+        for directory in (self.container_directory(container.id), self.container_run_directory(container.id)):
+            with opened_directory(directory) as fd:
+                size += tree_usage(fd)[0]
+        return size
 
-    def mounts(self) -> list[Mounted]:
-        """Every mount of this runroot."""
-        return mounter.mounted(self.runroot)
+    def container_parent_owners(self, name: str) -> tuple[list[int], list[int]]:
+        """The same for a container's."""
+        return self.layer_parent_owners(self.container(name).layer)
 
-    def mounts_of(self, image: Image) -> list[str]:
-        """Where an image is mounted."""
-        return [present.mountpoint for present in self.mounts() if self._shows(present, image)]
+    # -- everything -----------------------------------------------------------------------------------
 
-    def unmount(self, what: str, *, force: bool = False) -> list[str]:
-        """Unmount a directory, or an image wherever it is mounted; the directories.
+    def delete(self, name: str) -> None:
+        """Delete a container, an image's record, or a layer.
 
-        Raises MountNotFound, LayerInUse when it is busy (`force` takes it away all the same), OSError.
+        Not as upstream, which checks nothing here: what others need is refused, as by the calls for one kind;
+        an image's layers stay.  Raises ItemNotFound and what those raise.
         """
-        try:
-            place = os.path.realpath(what)
-        except FileNotFoundError:  # our working directory is gone, perhaps with a mount; `what` may be a name
-            place = what
-        found = [m.mountpoint for m in self.mounts() if m.mountpoint == place]
-        if not found:
-            with suppress(ImageNotFound):
-                found = self.mounts_of(self.lookup(what))
-        if not found:
-            raise MountNotFound(what)
+        item = self.any(name)
+        if isinstance(item, Container):
+            self.delete_container(item.id)
+        elif isinstance(item, LayerItem):
+            self.delete_layer(item.id)
+        else:
+            with self._database.transaction():
+                self._own(item)
+                for container in self.container_store.of_image(item.id):
+                    raise ImageUsedByContainer(item.id, container.id)
+                self.image_store.delete(item.id)
+            self._blobs.delete_unnamed("image", item.id)
+
+    def wipe(self) -> None:
+        """Delete every container, image and layer of this store, whoever has made it; all is unmounted first.
+
+        Raises LayerInUse while another process works with a layer; what is gone by then stays gone.
+        """
+        self.unmount_all()
+        for container in self.containers():
+            self.delete_container(container.id)
+        for rw_layer in self.layer_store.rw_layers():
+            self.layer_store.delete_mount(rw_layer.name)
+        with self._database.transaction() as execute:
+            execute("DELETE FROM images")
+        while leaves := self.layer_items.leaves():
+            self._delete_layers(lambda: None, leaves)
+        self.collect(deep=True)
+
+    def unmount_all(self) -> list[str]:
+        """Take every mount away, whoever has it; where they were, or for a driver without mounts, of what."""
+        found = [present.mountpoint for present in self.mounts()]
         for mountpoint in found:
-            mounter.unmount(Path(mountpoint), self.runroot, force=force)
+            mounter.unmount(Path(mountpoint), self.run_root, force=True)
+        for cache_id in self.graph_driver.counted():
+            if self.graph_driver.mounted(cache_id):
+                found.append(str(self.graph_driver.path / cache_id))
+                self.graph_driver.abandon(cache_id)
         return found
 
+    def shutdown(self, *, force: bool = False) -> None:
+        """Release what the driver holds, unless something is mounted; with `force`, that is unmounted first.
 
-def _has_repository(image: Image, name: str) -> bool:
-    wanted = reference.repository_and_tag(name)[0]
-    return any(reference.repository_and_tag(n)[0] == wanted for n in image.names)
+        Raises LayerUsedByContainer, as upstream also when `force` has just unmounted what was; the second
+        call is clean.
+        """
+        if force and (gone := self.unmount_all()):
+            raise LayerUsedByContainer(", ".join(gone), "it was mounted, and is not any more")
+        places = [m.mountpoint for m in self.mounts()] + list(
+            filter(self.graph_driver.mounted, self.graph_driver.counted())
+        )
+        if places:
+            raise LayerUsedByContainer(", ".join(places), "it is mounted; unmount it, or use --force")
+        self.graph_driver.cleanup()
+
+    def collect(self, *, deep: bool = False) -> None:
+        """Delete what no row names: leftovers of processes that died."""
+        if deep:
+            self.layer_store.cleanup()
+        self.layer_store.collect()
+        self.image_store.collect(deep=deep)
 
 
-def _created(configuration: bytes) -> int:
-    """Seconds since 1970 of the configuration's RFC 3339 ``created``; 0 when it has none that can be read."""
+def _driver(options: StoreOptions) -> Driver:
+    if options.graph_driver_name == "vfs":
+        from fusestore.driver.vfs import VfsDriver  # what few need, nobody has to wait for
+
+        return VfsDriver(options.graph_root, options.run_root)
+    return FuseDriver(options.graph_root, options.run_root)
+
+
+def _additional(path: Path) -> AdditionalStore:
+    """Another fusestore's root, or a containers/storage graphroot.  Raises NotSupported, OSError."""
+    if (path / "store.db").exists():
+        from fusestore.store.additional import FusestoreRoot
+
+        return FusestoreRoot(path)
+    from fusestore.store.graphroot import GraphRoot
+
+    return GraphRoot(path)
+
+
+def created_of(configuration: bytes) -> int:
+    """Seconds since 1970 of a configuration's RFC 3339 ``created``; 0 when it has none that can be read."""
     text = json.loads(configuration).get("created") or ""
     try:
         # Go writes nanoseconds, which fromisoformat refuses.
@@ -284,3 +510,15 @@ def _created(configuration: bytes) -> int:
         return int(moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC).timestamp())
     except (ValueError, OverflowError):  # astimezone() too: the first and last years have edges
         return 0
+
+
+class _DryRun(Exception):
+    """Ends a transaction that was only to be looked at."""
+
+
+def new_id() -> str:
+    """A random id: 64 hex digits of which the first 12 are no number (containers/storage: stringid)."""
+    while True:
+        found = secrets.token_hex(32)
+        if not found[:12].isdigit():
+            return found

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from fusestore.compression import decompressed, is_compressed
 from fusestore.digest import Readable
 from fusestore.errors import InvalidImage, InvalidLayer
 from fusestore.tar import BLOCK, HARD_LINK, REGULAR, SYMLINK, Member, TarReader
-from fusestore.transport.compression import decompressed, is_compressed
 
 _CHUNK = 1 << 20
 _MAX_LINKS = 8

@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from fusestore.compression import ahead, decompressed
 from fusestore.digest import ChainID, DiffID, HashingReader, Readable, chain_id
 from fusestore.errors import DigestMismatch, InvalidImage, LayerNotFound
-from fusestore.store.images import Image
+from fusestore.store.items import Image
 from fusestore.store.layer import Layer
 from fusestore.store.storage import NewImage, Store
 from fusestore.transport import archive, docker, oci
-from fusestore.transport.compression import ahead, decompressed
 from fusestore.transport.source import ImageSource, LayerSource, Progress, Quiet
 
 TRANSPORTS = ("oci", "oci-archive", "docker-archive")
@@ -81,7 +81,7 @@ def load(
     Raises InvalidImage, InvalidLayer, DigestMismatch, MaxDepthExceeded, OSError.
     """
     store.collect()
-    with ExitStack() as handles, _sources(place, store.root / "tmp", stdin) as sources:
+    with ExitStack() as handles, _sources(place, store.graph_root / "tmp", stdin) as sources:
         new = [_import(store, source, names, progress or Quiet(), handles) for source in sources]
         return [_named_first(*pair) for pair in zip(new, store.create_images(new), strict=True)]
 
@@ -97,7 +97,7 @@ def _import(
     top: ChainID | None = None
     for layer in source.layers:
         handle = _layer(store, layer, top, progress)
-        handles.callback(store.layers.release, handle)
+        handles.callback(store.layer_store.release, handle)
         top = handle.chain_id
     return NewImage([*names, *source.names], top, source.configuration, source.manifest)
 
@@ -108,9 +108,9 @@ def _layer(store: Store, source: LayerSource, parent: ChainID | None, progress: 
         verified = _Verified(blob, source, progress)
         with ahead(decompressed(verified)) as stream:
             try:
-                handle = store.layers.get(chain_id(parent, source.diff_id))
+                handle = store.layer_store.get(chain_id(parent, source.diff_id))
             except LayerNotFound:
-                handle = store.layers.register(stream, parent, source.diff_id)
+                handle = store.layer_store.register(stream, parent, source.diff_id)
                 outcome = "done"
             else:
                 handle, outcome = _verify_unread(store, handle, stream), "already exists"
@@ -126,7 +126,7 @@ def _verify_unread(store: Store, handle: Layer, stream: Readable) -> Layer:
         if DiffID(reader.digest()) != handle.diff_id:
             raise DigestMismatch("layer", handle.diff_id, reader.digest())
     except BaseException:
-        store.layers.release(handle)
+        store.layer_store.release(handle)
         raise
     return handle
 

@@ -1,6 +1,5 @@
 """Is a store on disk what its invariants say?  Looked at from outside, with none of the store's own code."""
 
-import base64
 import hashlib
 import os
 import re
@@ -25,7 +24,7 @@ def broken(root: Path) -> list[str]:
         verdict = [row[0] for row in database.execute("PRAGMA integrity_check")]
         found = [] if verdict == ["ok"] else [f"database: {line}" for line in verdict]
         found += [f"database: {tuple(row)}" for row in database.execute("PRAGMA foreign_key_check")]
-        layers = {row["chain_id"]: row for row in database.execute("SELECT * FROM layers")}
+        layers = {row["id"]: row for row in database.execute("SELECT * FROM layers")}
         home = root / _driver(database)
         found += _layers(home, layers) + _rw_layers(home, database)
         return found + _images(root / "big", database, layers)
@@ -40,14 +39,21 @@ def garbage(root: Path) -> list[str]:
         named = """SELECT cache_id FROM layers UNION SELECT mount_id FROM rw_layers
                    UNION SELECT init_id FROM rw_layers UNION SELECT cache_id FROM graph_images"""
         cache_ids = {row[0] for row in database.execute(named)}
-        images = {row[0] for row in database.execute("SELECT id FROM images")}
+        blobs = {row[0] for row in database.execute("SELECT file FROM big_data")}
+        containers = {row[0] for row in database.execute("SELECT id FROM containers")}
         home = root / _driver(database)
     present = {name for name in _names(home) if re.fullmatch("[0-9a-f]{64}", name)}
     links = {name: os.readlink(home / "l" / name).split("/")[1] for name in _names(home / "l")}
     found += [f"driver layer {name}: no row names it" for name in present - cache_ids]
     found += [f"link {name}: leads to no layer" for name, layer in links.items() if layer not in cache_ids]
-    blobs = [name for name in _names(root / "big") if name not in images]
-    return found + [f"blobs of {name}: no row names them" for name in blobs]
+    files = {
+        f"{name}/{file}" for name in _names(root / "big") for file in _names(root / "big" / name) or [""]
+    }
+    found += [f"blob {file}: no row names it" for file in files - blobs]
+    directories = {name for name in _names(root / "containers") if re.fullmatch("[0-9a-z]+", name)}
+    return found + [
+        f"directory of the container {name}: no row names it" for name in directories - containers
+    ]
 
 
 def _names(directory: Path) -> list[str]:
@@ -82,6 +88,8 @@ def _layers(home: Path, layers: dict[str, sqlite3.Row]) -> list[str]:
             found.append(f"layer {name}: its directory {row['cache_id']} is missing")
         if row["reproducible"] and not (home / row["cache_id"] / "tar-split.json.gz").is_file():
             found.append(f"layer {name}: its tar-split record is missing")
+        if not name.startswith("sha256:"):
+            continue
         if row["parent"] is None:
             expected = row["diff_id"]
         else:
@@ -108,12 +116,13 @@ def _images(big: Path, database: sqlite3.Connection, layers: dict[str, sqlite3.R
     rows = database.execute("SELECT * FROM images WHERE top_layer IS NOT NULL").fetchall()
     found = [f"image {row['id']}: its top layer is missing" for row in rows if row["top_layer"] not in layers]
     for row in database.execute("SELECT * FROM big_data"):
-        name = row["key"]
-        if not re.fullmatch("[a-z0-9]+", name):
-            name = "=" + base64.b64encode(name.encode(), b"+_").decode()
-        path = big / row["item"] / name
+        path = big / row["file"]
         if not path.exists() or _digest(path.read_bytes()) != row["digest"]:
-            found.append(f"image {row['item']}: {row['key']} is missing or changed")
+            found.append(f"{row['kind']} {row['item']}: {row['key']} is missing or changed")
+    for table in ("names", "big_data"):
+        for row in database.execute(f"SELECT kind, item FROM {table}"):
+            if not database.execute(f"SELECT 1 FROM {row['kind']}s WHERE id = ?", (row["item"],)).fetchone():
+                found.append(f"{table}: {row['kind']} {row['item']} does not exist")
     return found
 
 

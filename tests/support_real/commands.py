@@ -90,7 +90,12 @@ class Place:
         if self.half_made() or mounted_below(self.runroot):  # first: opening a store sweeps it
             return False
         with Store(str(self.root), str(self.runroot)) as store:
-            return not (store.images() or store.layers.map() or store.driver.list_layers() or store.mounts())
+            return not (
+                store.images()
+                or store.layer_store.map()
+                or store.graph_driver.list_layers()
+                or store.mounts()
+            )
 
     def unmount_all(self) -> None:
         """Unmount all that this runroot knows or that is mounted beside it, whatever state it is in."""

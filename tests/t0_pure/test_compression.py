@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tars import Stream
 
+from fusestore.compression import ahead, decompressed, is_compressed
 from fusestore.errors import DigestMismatch, InvalidLayer
-from fusestore.transport.compression import ahead, decompressed, is_compressed
 
 if sys.version_info >= (3, 14):
     from compression import zstd

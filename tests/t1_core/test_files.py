@@ -4,12 +4,10 @@ import fcntl
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from fusestore import config, files
-from fusestore.errors import NotSupported
+from fusestore import files
 from fusestore.syscalls import copy_data
 
 
@@ -146,49 +144,3 @@ def test_copy_data_keeps_holes(tmp):
     with open(tmp / "b", "rb") as file:
         file.seek(1 << 26)
         assert file.read(4) == b"end\0"
-
-
-# -- the store's places --------------------------------------------------------------------------------------
-
-
-def test_private_directories_are_for_their_owner_only(tmp):
-    made = config.private(tmp / "a" / "b")
-    assert made.stat().st_mode & 0o777 == 0o700
-    (tmp / "open").mkdir()
-    (tmp / "open").chmod(0o777)
-    assert config.private(tmp / "open").stat().st_mode & 0o777 == 0o700
-
-
-def test_a_directory_of_somebody_else_is_refused():
-    with pytest.raises(NotSupported, match="not a directory of yours"):
-        config.private(Path("/etc"))
-
-
-def test_a_symlink_in_the_place_of_a_directory_is_refused(tmp):
-    (tmp / "target").mkdir()
-    (tmp / "link").symlink_to(tmp / "target")
-    with pytest.raises((NotSupported, FileExistsError)):
-        config.private(tmp / "link")
-
-
-@pytest.mark.parametrize(
-    ("flags", "environment", "root", "runroot"),
-    [
-        ((None, None), {"XDG_DATA_HOME": "/x/data"}, "/x/data/fusestore", None),
-        ((None, None), {"FUSESTORE_ROOT": "/x/r", "XDG_DATA_HOME": "/x/data"}, "/x/r", None),
-        (("/x/flag", None), {"FUSESTORE_ROOT": "/x/r"}, "/x/flag", None),
-        ((None, None), {"FUSESTORE_RUNROOT": "/x/run"}, None, "/x/run"),
-        ((None, "/x/flag"), {"FUSESTORE_RUNROOT": "/x/run"}, None, "/x/flag"),
-        ((None, None), {"XDG_RUNTIME_DIR": "/does/not/exist"}, None, f"/tmp/fusestore-{os.getuid()}"),
-        ((None, None), {"XDG_RUNTIME_DIR": ""}, None, f"/tmp/fusestore-{os.getuid()}"),
-        ((None, None), {"XDG_RUNTIME_DIR": "/dev/shm"}, None, "/dev/shm/fusestore"),
-    ],
-)
-def test_places(monkeypatch, flags, environment, root, runroot):
-    for name in ("FUSESTORE_ROOT", "FUSESTORE_RUNROOT", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    options = config.options(*flags)
-    assert root is None or str(options.root) == root
-    assert runroot is None or str(options.runroot) == runroot

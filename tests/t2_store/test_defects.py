@@ -30,6 +30,7 @@ from support.layers import paths
 from support.rw_layers import put_file, tidied, unmount_all
 from support.tars import Stream, folder, member, read, symlink, tar
 
+from fusestore.compression import decompressed
 from fusestore.driver import mounter
 from fusestore.driver.fuse import FuseDriver
 from fusestore.errors import (
@@ -44,7 +45,6 @@ from fusestore.errors import (
 from fusestore.store.database import Database
 from fusestore.store.layerstore import LayerStore
 from fusestore.store.metadata import LayerMetadata
-from fusestore.transport.compression import decompressed
 
 A, B, C = (tar(member(name, name * 10)) for name in (b"a", b"b", b"c"))
 ON_FUSE = pytest.mark.parametrize("reopened", [FuseDriver], ids=["fuse"], indirect=True)

@@ -74,7 +74,7 @@ def verify(places, point, before, after):
         names = [name.rpartition("/")[2] for image in store.images() for name in image.names]
         assert sorted(names) in (sorted(f"{name}:1" for name in before), sorted(after)), point
         for name in names:
-            with store.union(store.lookup(name)) as union:
+            with store.union(store.image(name)) as union:
                 assert paths(union), point
 
 
@@ -87,7 +87,7 @@ def repeat(places, command, after):
                 assert paths(union) == SHOWN
         else:
             try:
-                store.delete_image(store.lookup("full:1"))
+                store.delete_image(store.image("full:1").id)
             except ImageNotFound:
                 pass
         assert sorted(name.rpartition("/")[2] for image in store.images() for name in image.names) == after
@@ -131,7 +131,7 @@ def test_few_file_descriptors(places):
         for limit in range(used + 3, used + 27):  # 3: the database, its log and its shared memory
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
             try:
-                store.delete_image(load(store, str(places / "full"))[0])
+                store.delete_image(load(store, str(places / "full"))[0].id)
             except OSError as exc:
                 assert exc.errno == errno.EMFILE or "store.db" in str(exc), limit  # noqa: PT017
                 refused += 1

@@ -74,8 +74,8 @@ def image(store_root, runroot, tmp_path):
     """An image of two layers in a store of format 1."""
     with Store(str(store_root), str(runroot)) as store:
         (image,) = pipeline.load(store, str(oci(tmp_path / "oci", A, B, name="old")))
-        for record in store.layers.map().values():
-            (store.layers.driver.notes(record.cache_id) / RECORD).unlink()
+        for record in store.layer_store.map().values():
+            (store.layer_store.driver.notes(record.cache_id) / RECORD).unlink()
     with (
         closing(sqlite3.connect(tmp_path / "old.db", isolation_level=None)) as old,
         closing(sqlite3.connect(store_root / "store.db")) as new,
@@ -112,10 +112,10 @@ def schema(path):
 def test_what_was_there_is_there_still(image, store_root, runroot):
     with Store(str(store_root), str(runroot)) as store:
         assert store.images() == [image]
-        assert store.lookup("old") == image
+        assert store.image("old") == image
         with store.union(image) as union:
             assert paths(union) == [b"b", b"d", b"d/a"]
-        records = store.layers.map()
+        records = store.layer_store.map()
         assert {record.diff_id: record.size for record in records.values()} == {sha256(A): 10, sha256(B): 20}
         assert {record.reproducible for record in records.values()} == {False}
         assert all(not record.descriptor for record in records.values())

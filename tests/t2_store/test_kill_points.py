@@ -127,7 +127,7 @@ def test_a_store_of_1000_layers_and_50_leftovers_opens_soon(library, tmp_path):
     with Store(str(root), str(runroot)) as store:
         store.collect()
         seconds = time.monotonic() - start
-        assert len(store.layers.map()) == 1000
+        assert len(store.layer_store.map()) == 1000
     print(f"{seconds:.2f} s")
     assert problems(root) == []
     assert seconds < 10

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 
 import pytest
 from support import images
@@ -41,8 +40,8 @@ def check(store, loaded, *names):
     """One image was loaded, it is in the store under `names`, and its files are those of BASE and TOP."""
     (found,) = loaded
     assert sorted(found.names) == sorted(names)
-    assert store.lookup(found.id) == replace(found, names=tuple(sorted(names)))
-    assert [record.diff_id for record in store.chain(found)] == [sha256(TOP), sha256(BASE)]
+    assert store.image(found.id) == found
+    assert [layer.uncompressed_digest for layer in store.chain(found)] == [sha256(TOP), sha256(BASE)]
     with store.union(found) as union:
         assert paths(union) == SHOWN
         assert data(union, find(union, b"etc/name")) == b"top"
@@ -156,7 +155,7 @@ def test_an_image_without_layers(store, tmp_path):
 
 def test_the_same_layer_twice_in_one_image(store, tmp_path):
     (found,) = load(store, str(oci(tmp_path / "oci", BASE, TOP, TOP)))
-    assert [record.diff_id for record in store.chain(found)] == [sha256(TOP), sha256(TOP), sha256(BASE)]
+    assert [layer.uncompressed_digest for layer in store.chain(found)] == [sha256(TOP), sha256(TOP), sha256(BASE)]
 
 
 # -- docker-archive: -----------------------------------------------------------------------------------------
@@ -210,7 +209,7 @@ def test_a_layer_that_is_a_link_to_another(store, tmp_path, make):
     members[2] = make("copy/layer.tar", link)
     (tmp_path / "a.tar").write_bytes(tar(*members[:-1], member("manifest.json", dumped(entries))))
     (found,) = load(store, str(tmp_path / "a.tar"))
-    assert [record.diff_id for record in store.chain(found)] == [sha256(TOP), sha256(TOP), sha256(BASE)]
+    assert [layer.uncompressed_digest for layer in store.chain(found)] == [sha256(TOP), sha256(TOP), sha256(BASE)]
 
 
 def test_compressed_layers_in_a_docker_archive(store, tmp_path):
@@ -304,15 +303,15 @@ def test_loading_twice_unpacks_once(store, tmp_path):
     assert one == two
     assert (first.outcomes, second.outcomes) == (["done", "done"], ["already exists", "already exists"])
     assert first.bytes == second.bytes == len(gzip.compress(BASE)) + len(gzip.compress(TOP))
-    assert len(store.layers.map()) == 2
+    assert len(store.layer_store.map()) == 2
 
 
 def test_images_share_layers(store, tmp_path):
     load(store, str(oci(tmp_path / "a", BASE, TOP, name="a:1")))
     load(store, str(oci(tmp_path / "b", BASE, name="b:1", compress=gzip.compress)))
-    assert len(store.layers.map()) == 2
-    store.delete_image(store.lookup("a:1"))
-    assert len(store.layers.map()) == 1
+    assert len(store.layer_store.map()) == 2
+    store.delete_image(store.image("a:1").id)
+    assert len(store.layer_store.map()) == 1
 
 
 def test_layer_tars_in_gnu_format(store, tmp_path):

@@ -43,12 +43,12 @@ OTHER = tar(member("other", b"not what you think"))
 
 def refused(store, place, error=InvalidInput, **arguments):
     """The load fails with one line, and the store is as it was."""
-    images, layers = store.images(), store.layers.map()
+    images, layers = store.images(), store.layer_store.map()
     with pytest.raises(error) as caught:
         load(store, str(place), **arguments)
     assert str(caught.value).isprintable()
-    assert (store.images(), store.layers.map()) == (images, layers)
-    assert problems(store.root) == []
+    assert (store.images(), store.layer_store.map()) == (images, layers)
+    assert problems(store.graph_root) == []
     return caught.value
 
 

@@ -11,6 +11,7 @@ from support.images import oci, sha256
 from support.layers import data, find, paths
 from support.tars import Stream, folder, hard_link, member, tar
 
+from fusestore.digest import chain_id
 from fusestore.errors import LayerInUse
 from fusestore.store.storage import Store
 from fusestore.transport.pipeline import load
@@ -68,13 +69,13 @@ REGISTER = """
 ready()
 parent, handles = None, []
 for i in range(5):
-    layer = store.layers.register(Stream(tar(*(member(f"{i}/{j}", b"x" * 999) for j in range(40)))), parent)
+    layer = store.layer_store.register(Stream(tar(*(member(f"{i}/{j}", b"x" * 999) for j in range(40)))), parent)
     handles.append(layer)
     parent = layer.chain_id
 print(parent)
 if sys.argv[3] == "release":
     for layer in handles:
-        store.layers.release(layer)
+        store.layer_store.release(layer)
 """
 
 
@@ -85,9 +86,9 @@ def test_the_same_layers_at_once(processes, store_root, runroot, then):
     answers = set(go(*children))
     assert len(answers) == 1
     with Store(str(store_root), str(runroot)) as store:
-        assert len(store.layers.map()) == (5 if then == "exit" else 0)
+        assert len(store.layer_store.map()) == (5 if then == "exit" else 0)
         if then == "exit":
-            assert len(store.layers.release(store.layers.get(answers.pop().strip()))) == 5
+            assert len(store.layer_store.release(store.layer_store.get(answers.pop().strip()))) == 5
     assert problems(store_root) == []
 
 
@@ -103,7 +104,7 @@ for _ in range(12):
             with store.union(image) as union:
                 assert union.resolve(b"base") is not None
         else:
-            store.delete_image(store.lookup(Path(name).name))
+            store.delete_image(store.image(Path(name).name).id)
     except (ImageNotFound, LayerNotFound, LayerInUse):
         pass  # somebody else was faster
 """
@@ -125,13 +126,13 @@ def test_loads_and_deletions_at_once(processes, store_root, runroot, tmp_path):
             with store.union(image) as union:
                 assert b"base" in paths(union)
         for image in store.images():
-            store.delete_image(image)
-        assert store.layers.map() == {}
+            store.delete_image(image.id)
+        assert store.layer_store.map() == {}
     assert problems(store_root) == []
 
 
 HOLD = """
-layer = store.layers.get(sys.argv[3])
+layer = store.layer_store.get(sys.argv[3])
 ready()
 """
 
@@ -140,11 +141,11 @@ def test_a_layer_that_another_process_holds(store, processes, tmp_path):
     (image,) = load(store, str(oci(tmp_path / "oci", A, B)))
     child = processes(HOLD, image.top_layer)
     with pytest.raises(LayerInUse, match="another process"):
-        store.delete_image(image)
-    assert store.layers.release(store.layers.get(image.top_layer)) == []
-    assert store.lookup(image.id) == image
+        store.delete_image(image.id)
+    assert store.layer_store.release(store.layer_store.get(image.top_layer)) == []
+    assert store.image(image.id) == image
     go(child)
-    assert [released.diff_id for released in store.delete_image(image)] == [sha256(B), sha256(A)]
+    assert store.delete_image(image.id) == [chain_id(sha256(A), sha256(B)), sha256(A)]
 
 
 def test_a_process_that_is_killed_holds_nothing(store, processes, tmp_path):
@@ -152,7 +153,7 @@ def test_a_process_that_is_killed_holds_nothing(store, processes, tmp_path):
     child = processes(HOLD, image.top_layer)
     child.kill()
     child.wait()
-    assert len(store.delete_image(image)) == 2
+    assert len(store.delete_image(image.id)) == 2
 
 
 STAGE = """
@@ -161,7 +162,7 @@ class Waiting(Stream):
         if not self.position:
             ready()
         return super().read(size)
-store.layers.register(Waiting(tar(member("x"))))
+store.layer_store.register(Waiting(tar(member("x"))))
 """
 
 
@@ -174,7 +175,7 @@ def test_what_another_process_is_making_is_not_swept(processes, store_root, runr
             assert len(os.listdir(store_root / "tmp")) == 1
     go(child)
     with Store(str(store_root), str(runroot)) as store:
-        assert len(store.layers.map()) == 1
+        assert len(store.layer_store.map()) == 1
     assert problems(store_root) == []
 
 
@@ -190,7 +191,7 @@ def test_what_a_killed_process_was_making_is_swept(processes, store_root, runroo
 DELETE = """
 ready()
 try:
-    store.delete_image(store.lookup(sys.argv[3]))
+    store.delete_image(store.image(sys.argv[3]).id)
 except LayerInUse:
     pass
 """
@@ -209,15 +210,15 @@ def test_files_that_somebody_is_reading(store, processes, tmp_path):
 def test_register_while_the_parent_is_deleted(store, store_root, runroot):
     """The parent is held from the start; it cannot go before its child is there."""
     with Store(str(store_root), str(runroot)) as other:
-        base = store.layers.register(Stream(A))
+        base = store.layer_store.register(Stream(A))
 
         class Meanwhile(Stream):
             def read(self, size, /):
-                if base in store.layers._handles:
-                    assert store.layers.release(base) == []
+                if base in store.layer_store._handles:
+                    assert store.layer_store.release(base) == []
                 return super().read(size)
 
-        child = other.layers.register(Meanwhile(B), base.chain_id)
+        child = other.layer_store.register(Meanwhile(B), base.chain_id)
         assert child.parent == base.chain_id
-        assert set(store.layers.map()) == {base.chain_id, child.chain_id}
-        assert len(other.layers.release(child)) == 2
+        assert set(store.layer_store.map()) == {base.chain_id, child.chain_id}
+        assert len(other.layer_store.release(child)) == 2

@@ -76,7 +76,7 @@ def exported(place, chains):
     """The tars of layers, read in this process, which has not made them."""
     with Store(str(place.root), str(place.runroot)) as store:
         for chain in chains:
-            layer = store.layers.get(chain)
+            layer = store.layer_store.get(chain)
             with layer.tar_stream() as stream:
                 yield stream.read()
             layer.drop()

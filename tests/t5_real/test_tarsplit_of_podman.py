@@ -150,8 +150,8 @@ def test_podman_exports_by_our_records_also_what_it_cannot_by_its_own(podman, pl
     try:
         with Store(str(place.root), str(place.runroot)) as store:
             for digest, tar in podman.tars.items():
-                layer = store.layers.register(io.BytesIO(tar))
-                record = store.driver.notes(layer.record.cache_id) / "tar-split.json.gz"
+                layer = store.layer_store.register(io.BytesIO(tar))
+                record = store.graph_driver.notes(layer.record.cache_id) / "tar-split.json.gz"
                 podman.record(digest).write_bytes(record.read_bytes())
                 layer.drop()
         podman.run(SAVE)

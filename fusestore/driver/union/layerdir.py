@@ -8,6 +8,11 @@ found every parent to be a directory of this layer, so no symlink of the tree is
 xattrs have no ``*at`` calls before Linux 6.13, so they are reached by a path: through ``/proc/self/fd`` in a
 library, where the working directory belongs to somebody else, or through `prefix` where the process is ours
 to chdir (4.2 us against 1.9 us a call here).
+
+Others may keep layers too (`foreign`), with files that we must not read.  Whatever needs such a file, or
+looks into such a directory, gets EACCES, for nobody can say what a name in it means; the object itself is
+found, and so are its neighbours.  A mark whose value we must not read is taken for set: to hide too much is
+the lesser error.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import stat
 from collections.abc import Iterator
 
 from fusestore.driver import whiteout
+from fusestore.driver.idmap import Owners
 from fusestore.driver.ownership import (
     OVERRIDE_STAT,
     OVERRIDE_STATS,
@@ -73,7 +79,8 @@ class LayerDir:
 
     `ownership` None means: as fuse-overlayfs does, tell by whether the root carries ``override_stat``.
     `links` is the file with the layer's groups of hard-linked names, if there is one.  `mutable` is for the
-    upper to set.  Raises OSError.
+    upper to set.  A `foreign` layer is never written to; `owners` says what the ids on its inodes mean.
+    Raises OSError.
     """
 
     def __init__(
@@ -83,12 +90,16 @@ class LayerDir:
         spelling: Spelling | None = None,
         links: str | None = None,
         prefix: bytes | None = None,
+        *,
+        owners: Owners | None = None,
+        foreign: bool = False,
     ) -> None:
         self.path = path
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._prefix = prefix if prefix is not None else b"/proc/self/fd/%d/" % self.fd
         self._named = spelling is not Spelling.DEVICE
         self.mutable = False
+        self._foreign = foreign
         self._noatime = os.O_NOATIME
         self._covered: tuple[bytes, int] | None = None
         self._reached: tuple[bytes, int] = b"", -1
@@ -98,6 +109,7 @@ class LayerDir:
             marks = (name for name in OVERRIDE_STATS if self._xattr(b"", name) is not None)
             self.override = next(marks, None)
         self.ownership = Ownership.REAL if self.override is None else Ownership.OVERRIDE
+        self._owners = owners if self.override is None else None
         self._links_path = links
         self._links: dict[bytes, list[bytes]] | None = None
 
@@ -165,10 +177,12 @@ class LayerDir:
             return WHITEOUT
         if kind == stat.S_IFREG and attr.size == 0 and self._named and self._is_xattr_whiteout(path):
             return WHITEOUT
-        if kind == stat.S_IFREG and attr.size and not attr.blocks and not self.mutable:
+        if kind == stat.S_IFREG and attr.size and not attr.blocks and (not self.mutable or self._foreign):
             self._refuse_metacopy(path)
         if self.override is not None:
             self._apply_override(path, attr, self.override)
+        elif self._owners is not None:
+            attr.uid, attr.gid = self._owners.uid(attr.uid), self._owners.gid(attr.gid)
         return attr
 
     def _refuse_metacopy(self, path: bytes) -> None:
@@ -182,7 +196,10 @@ class LayerDir:
         kind = attr.mode & 0o170000
         if kind not in (stat.S_IFREG, stat.S_IFDIR):
             return  # cannot carry the xattr
-        value = self._xattr(path, name)
+        try:
+            value = self._xattr(path, name)
+        except PermissionError:
+            return
         if value is None:
             return
         try:
@@ -199,7 +216,7 @@ class LayerDir:
         Root's overlayfs has them as ``trusted.``, others as ``user.``.
         """
         names = [name for name in self._raw_names(path) if name.startswith(PRIVATE)]
-        return {name.split(b".", 2)[2]: self._xattr(path, name) or b"" for name in names}
+        return {name.split(b".", 2)[2]: self._mark(path, name) for name in names}
 
     def is_opaque(self, path: bytes, marks: dict[bytes, bytes] | None = None) -> bool:
         """True when the directory at `path` hides those of the layers below; `marks` if known already."""
@@ -210,7 +227,10 @@ class LayerDir:
         if not self._named:
             return False
         marker = path + b"/" + whiteout.OPAQUE_NAME if path else whiteout.OPAQUE_NAME
-        return self.exists(marker) or bool(path and self._has_whiteout_file(path))
+        try:
+            return self.exists(marker) or bool(path and self._has_whiteout_file(path))
+        except PermissionError:
+            return True
 
     def scan(self, path: bytes) -> Iterator[tuple[bytes, bool]]:
         """The names in the directory at `path`, each with whether it is a whiteout.  Raises OSError."""
@@ -269,7 +289,8 @@ class LayerDir:
         """The image's xattr `name` of the object at `path`; None when it has none.  Raises OSError."""
         if is_internal(name):
             return None
-        return self._xattr(path, backing_xattr(name, self.ownership))
+        value = self._xattr(path, backing_xattr(name, self.ownership))
+        return value if value is None or self._owners is None else self._owners.xattr(name, value)
 
     def listxattr(self, path: bytes) -> list[bytes]:
         """The names of the image's xattrs of the object at `path`.  Raises OSError."""
@@ -297,12 +318,18 @@ class LayerDir:
     def _find_links(self) -> dict[bytes, list[bytes]]:
         groups: dict[int, list[bytes]] = {}
 
-        def give_up(exc: OSError) -> None:
-            raise exc
+        def skip(exc: OSError) -> None:
+            """A name in a directory that we must not read is visible to nobody."""
+            if self.mutable or exc.errno != errno.EACCES:
+                raise exc
 
-        for directory, _, names, fd in os.fwalk(b".", onerror=give_up, dir_fd=self.fd):
+        for directory, _, names, fd in os.fwalk(b".", onerror=skip, dir_fd=self.fd):
             for name in names:
-                st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                try:
+                    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except OSError as exc:
+                    skip(exc)
+                    continue
                 if st.st_nlink > 1:
                     groups.setdefault(st.st_ino, []).append(os.path.join(directory, name)[2:])
         return {name: group for group in groups.values() for name in group}
@@ -334,7 +361,10 @@ class LayerDir:
         return self._may_hold_xattr_whiteouts(path.rpartition(b"/")[0])
 
     def _may_hold_xattr_whiteouts(self, directory: bytes) -> bool:
-        return any(self._xattr(directory, name) == b"x" for name in whiteout.OPAQUE_XATTRS)
+        try:
+            return any(self._xattr(directory, name) == b"x" for name in whiteout.OPAQUE_XATTRS)
+        except PermissionError:
+            return True
 
     def named(self, path: bytes) -> bytes:
         """`path` for calls that take no directory fd; an absolute one (see `Upper`) stays."""
@@ -343,21 +373,25 @@ class LayerDir:
             return path
         return self._prefix + path or b"."
 
+    def _mark(self, path: bytes, name: bytes) -> bytes:
+        try:
+            return self._xattr(path, name) or b""
+        except PermissionError:
+            return b"y"
+
     def _xattr(self, path: bytes, name: bytes) -> bytes | None:
         try:
             return os.getxattr(self.named(path), name, follow_symlinks=not path)
         except OSError as exc:
             if exc.errno in _NO_XATTR:
                 return None
-            if exc.errno == errno.EACCES:
+            if exc.errno == errno.EACCES and self.mutable and not self._foreign:
                 return self._unreadable_xattr(path, name)
             raise
 
     def _unreadable_xattr(self, path: bytes, name: bytes) -> bytes | None:
         """An xattr of what its owner, who is not root, must not read; in a layer of ours we may let
         ourselves."""
-        if not self.mutable:
-            return None
         mode = os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode
         os.chmod(path, mode & 0o7777 | 0o400, dir_fd=self.fd)
         try:

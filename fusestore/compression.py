@@ -1,4 +1,4 @@
-"""Decompression, told by content: media types lie, and ``docker save | gzip`` has none.
+"""Compression, and decompression, told by content: media types lie, and ``docker save | gzip`` has none.
 
 gzip (any number of members), zstd (any number of frames, window up to 128 MiB), bzip2, xz, or nothing.  All
 are libraries in this process; no program is run.  A stream that ends early is an error, as is rubbish
@@ -16,7 +16,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from isal import igzip, isal_zlib
 
@@ -68,13 +68,29 @@ def _zstd(source: IO[bytes]) -> Readable:
     return _Streams(source, lambda: zstd.ZstdDecompressor(options=options))
 
 
-#: How a stream begins -> who reads it.
-_FORMATS: dict[bytes, Callable[[IO[bytes]], Readable]] = {
-    b"\x1f\x8b": _gzip,
-    b"\x28\xb5\x2f\xfd": _zstd,
-    b"BZh": lambda source: _Streams(source, bz2.BZ2Decompressor),
-    b"\xfd7zXZ\x00": lambda source: _Streams(source, lzma.LZMADecompressor),
+def _gzip_compressor() -> Any:  # noqa: ANN401
+    return zlib.compressobj(wbits=31)  # its header has no time, so the same bytes come out each time
+
+
+class _Format(NamedTuple):
+    """How a stream begins, who reads it, and what makes one (with the methods compress and flush)."""
+
+    magic: bytes
+    reader: Callable[[IO[bytes]], Readable]
+    compressor: Callable[[], Any]
+
+
+#: By the names that media types and ``podman push --compression-format`` have for them.
+_FORMATS = {
+    "gzip": _Format(b"\x1f\x8b", _gzip, _gzip_compressor),
+    "zstd": _Format(b"\x28\xb5\x2f\xfd", _zstd, zstd.ZstdCompressor),
+    "bzip2": _Format(b"BZh", lambda source: _Streams(source, bz2.BZ2Decompressor), bz2.BZ2Compressor),
+    "xz": _Format(
+        b"\xfd7zXZ\x00", lambda source: _Streams(source, lzma.LZMADecompressor), lzma.LZMACompressor
+    ),
 }
+#: The names of the formats that `compressed` can make.
+FORMATS = tuple(_FORMATS)
 _ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _DAMAGE = (EOFError, zlib.error, _ISAL_ERROR, zstd.ZstdError, lzma.LZMAError, igzip.BadGzipFile)
 
@@ -96,14 +112,19 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
-class _Decompressed:
-    """The plain bytes of a stream; a damaged one raises InvalidLayer."""
+class Decompressed:
+    """The plain bytes of a stream; a damaged one raises InvalidLayer.
+
+    `format` is what it was compressed as, "" for nothing.
+    """
 
     def __init__(self, source: Readable) -> None:
         self._buffered = io.BufferedReader(_Raw(source), _CHUNK)
         start = self._buffered.peek(_MAGIC)[:_MAGIC]
-        opener = next((opener for magic, opener in _FORMATS.items() if start.startswith(magic)), None)
-        self._reader: Readable = opener(self._buffered) if opener else self._buffered
+        self.format = next((name for name, f in _FORMATS.items() if start.startswith(f.magic)), "")
+        self._reader: Readable = (
+            _FORMATS[self.format].reader(self._buffered) if self.format else self._buffered
+        )
 
     def read(self, size: int, /) -> bytes:
         try:
@@ -125,12 +146,24 @@ class _Decompressed:
 
 def is_compressed(start: bytes) -> bool:
     """True if a stream that begins with `start` is in one of the formats."""
-    return start.startswith(tuple(_FORMATS))
+    return start.startswith(tuple(f.magic for f in _FORMATS.values()))
 
 
-def decompressed(source: Readable) -> Readable:
+def decompressed(source: Readable) -> Decompressed:
     """The plain bytes of `source`.  Its reads raise InvalidLayer, and what `source` raises."""
-    return _Decompressed(source)
+    return Decompressed(source)
+
+
+def compressed(pieces: Iterator[bytes], form: str) -> Iterator[bytes]:
+    """`pieces` in one of the `FORMATS`, the same bytes each time; as they are for ""."""
+    if not form:
+        yield from pieces
+        return
+    compressor = _FORMATS[form].compressor()
+    for piece in pieces:
+        if data := compressor.compress(piece):
+            yield data
+    yield compressor.flush()
 
 
 @contextmanager

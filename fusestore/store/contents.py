@@ -1,0 +1,202 @@
+"""`LayerContents`: mount layers and containers, compare layers, take what they hold out and put more in.
+
+A layer of an additional store that gets a child here, or is mounted as a layer, is *borrowed*: it and all
+below it become rows and directories of ours, of which the files stay where they are.  They go when nothing is
+on them any more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO
+
+from fusestore.config import StoreOptions
+from fusestore.digest import ChainID, Readable, new_cache_id
+from fusestore.driver import diff
+from fusestore.driver.api import Change
+from fusestore.driver.below import opened
+from fusestore.driver.stack import merged
+from fusestore.driver.union.merged import MergedUnion
+from fusestore.driver.union.tree import Union
+from fusestore.errors import LayerInUse, LayerNotFound, StoreIsReadOnly
+from fusestore.store.imagemounts import ImageMounts
+from fusestore.store.items import LayerItem
+from fusestore.store.metadata import LayerRecord
+from fusestore.store.tarsplit import assemble
+from fusestore.tar_stream import compressed_stream, tar_stream
+
+
+class LayerContents(ImageMounts):
+    """The part of `fusestore.store.storage.Store` that works with what is in layers."""
+
+    options: StoreOptions
+
+    # -- mounting -------------------------------------------------------------------------------------
+
+    def mount(self, name: str, mount_label: str = "") -> Path:
+        """Mount a container's layer, or a layer, or count one more user of its mount; the directory.
+
+        `mount_label` is for privileged drivers.  A layer that has children, or was made of a tar to be
+        read-only, is mounted read-only.  Raises LayerNotFound, FuseUnavailable, MountFailed, OSError.
+        """
+        return self.layer_items.mount(self._mountable(name))
+
+    def unmount(self, name: str, *, force: bool = False) -> bool:
+        """Give back one `mount` of a container, layer or mountpoint; with `force`, all of them.
+
+        True while others have it.  Raises LayerNotFound, NotMounted, LayerInUse when it is busy.
+        """
+        layer = self.layer_items.at(name) if "/" in name else None
+        return self.layer_items.unmount(layer or self._mountable(name), force=force)
+
+    def mounted(self, name: str) -> int:
+        """How many `mount` of a container or layer have not been given back."""
+        return self.layer_items.mounted(self._mountable(name))
+
+    def _mountable(self, name: str) -> str:
+        for container in self.container_store.exact(name):
+            return self.container_store.get(container).layer
+        layers = self.layer_items.exact(name)
+        layers = layers or [self.container_store.get(c).layer for c in self.container_store.by_prefix(name)]
+        return layers[0] if len(layers) == 1 else self._borrowed(self.layer(name).id)
+
+    # -- what is in them ------------------------------------------------------------------------------
+
+    def changes(self, from_: str, to: str) -> list[Change]:
+        """What makes the layer `to` out of `from_`, sorted by path.
+
+        `from_` "" is its parent, and so, as upstream, is one that is not known.  Raises LayerNotFound.
+        """
+        parent, layer = self._pair(from_, to)
+        if self.layer_items.exists(layer.id):
+            return self.layer_items.changes(parent, layer.id)
+        with ExitStack() as stack:
+            return diff.changes(*self._views(parent, layer.id, stack))
+
+    def diff_size(self, from_: str, to: str) -> int:
+        """Bytes of the files in the tar of that."""
+        parent, layer = self._pair(from_, to)
+        if self.layer_items.exists(layer.id):
+            return self.layer_items.diff_size(parent, layer.id)
+        with ExitStack() as stack:
+            return diff.diff_size(*self._views(parent, layer.id, stack))
+
+    def diff(self, from_: str, to: str, compression: str | None = None) -> IO[bytes]:
+        """That as a tar to read and close; the exact one that was applied where `from_` is the parent.
+
+        `compression` is one of `fusestore.compression.FORMATS`, "" for none, None for that of the tar that
+        was applied.  Raises LayerNotFound; reads raise CorruptStore when the tar cannot be put together.
+        """
+        parent, layer = self._pair(from_, to)
+        form = layer.compression if compression is None else compression
+        if self.layer_items.exists(layer.id):
+            return self.layer_items.diff(parent, layer.id, form)
+        return self._diff_of_additional(parent, layer, form)
+
+    def apply_diff(self, to: str, diff: Readable) -> int:
+        """Carry out what a layer tar, plain or compressed, says; bytes of the uncompressed tar.
+
+        Raises LayerNotFound, InvalidLayer, LayerInUse for a layer that is mounted or takes no changes.
+        """
+        return self.layer_items.apply_diff(self._own_layer(to), diff)
+
+    def _pair(self, from_: str, to: str) -> tuple[str | None, LayerItem]:
+        layer = self.layer(to)
+        if from_:
+            with suppress(LayerNotFound):
+                return self.layer(from_).id, layer
+        return layer.parent or None, layer
+
+    def _views(self, parent: str | None, layer: str, stack: ExitStack) -> tuple[MergedUnion, Union | None]:
+        """The merged views of two layers, of which at least one is an additional store's."""
+        driver = self.graph_driver
+        kept = driver.ownership, driver.spelling
+        view = stack.enter_context(merged(self._specs_held(layer, stack), *kept))
+        if parent is None:
+            return view, None
+        return view, stack.enter_context(opened(self._specs_held(parent, stack), *kept))
+
+    def _diff_of_additional(self, parent: str | None, layer: LayerItem, form: str) -> IO[bytes]:
+        """The exact tar, where its store has kept what it takes; else one of the changes."""
+        store = self.additional_of(layer.id)
+        if store is None:
+            raise LayerNotFound(layer.id)
+        record = store.record(layer.id) if parent == (layer.parent or None) else None
+        stack = ExitStack()
+        if record is not None:
+            stack.callback(record.close)
+            files = store.files(layer.id)
+            stack.callback(files.close)
+            pieces, expected = assemble(record, files, layer.id), layer.uncompressed_digest
+        else:
+            pieces, expected = diff.diff(*self._views(parent, layer.id, stack), diff.whiteout_time()), None
+        return compressed_stream(tar_stream(pieces, expected, stack.close), form)
+
+    def _own_layer(self, name: str) -> str:
+        layer = self.layer(name).id
+        if not self.layer_items.exists(layer):
+            raise StoreIsReadOnly(layer)
+        return layer
+
+    def layer_parent_owners(self, name: str) -> tuple[list[int], list[int]]:
+        """Uids and gids that own directories above a layer's files, and that the id maps do not have.
+
+        Without maps there are none.  Raises LayerNotFound.
+        """
+        top = Path(
+            self.graph_driver.metadata(self.layer_items.record(self._mountable(name)).cache_id)["UpperDir"]
+        )
+        owners = [os.stat(directory) for directory in top.parents]
+        uids, gids = self.options.uid_map, self.options.gid_map
+        return _unmapped({st.st_uid for st in owners}, uids), _unmapped({st.st_gid for st in owners}, gids)
+
+    # -- borrowing ------------------------------------------------------------------------------------
+
+    def _borrowed(self, layer: str) -> str:
+        """The id of a layer that is a row of ours, made so if it is an additional store's."""
+        if self.layer_items.exists(layer):
+            return layer
+        store = self.additional_of(layer)
+        item = store.layer(layer) if store else None
+        if store is None or item is None:
+            raise LayerNotFound(layer)
+        specs = store.specs(layer)
+        parent = self._borrowed(item.parent) if item.parent and len(specs) > 1 else None
+        below = self._metadata.get(ChainID(parent)) if parent else None
+        record = LayerRecord(
+            ChainID(layer),
+            item.uncompressed_digest,
+            ChainID(parent) if parent else None,
+            new_cache_id(),
+            item.size,
+            reproducible=False,
+            created=item.created,
+            diff_size=item.uncompressed_size,
+            owners=(item.uids, item.gids) if item.uids is not None and item.gids is not None else None,
+            origin=str(store.path),
+        )
+        with self._database.transaction():
+            if not self.layer_items.exists(layer):
+                self._metadata.add(record)
+                self.graph_driver.borrow(record.cache_id, below.cache_id if below else None, specs[0]).close()
+        return layer
+
+    def _give_back(self, layer: str | None, stack: ExitStack) -> None:
+        """Inside a transaction: unname a borrowed layer that nothing is on, and those below it."""
+        while layer is not None:
+            record = self.layer_items.record(layer)
+            if record.origin is None or self._metadata.is_needed(record.chain_id):
+                return
+            try:
+                self.layer_items.doom(layer, stack)
+            except LayerInUse:
+                return
+            layer = record.parent
+
+
+def _unmapped(ids: set[int], ranges: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Those that no range (in the container, here, count) has, sorted; none where there are no ranges."""
+    return sorted(i for i in ids if ranges and not any(here <= i < here + count for _, here, count in ranges))
