@@ -7,7 +7,7 @@ graph_root         ``--root``, ``FUSESTORE_ROOT``, ``graphroot``; ``$XDG_DATA_HO
 run_root           ``--runroot``, ``FUSESTORE_RUNROOT``, ``runroot``; ``$XDG_RUNTIME_DIR/fusestore``, else
                    ``/tmp/fusestore-UID``
 graph_driver_name  ``--storage-driver``, ``FUSESTORE_DRIVER``, ``STORAGE_DRIVER``, ``driver``,
-                   ``driver_priority``; the one that the store has, else ``fuse``
+                   the one that the store has, ``driver_priority``; ``fuse``
 graph_options      ``--storage-opt``, ``STORAGE_OPTS``, ``[storage.options.fuse]``, ``[storage.options]``
 additional_stores  ``--additional-store``, ``FUSESTORE_ADDITIONAL_STORES`` (colons between them),
                    ``additionalimagestores``
@@ -56,6 +56,7 @@ from fusestore.storage_conf import (
 
 _log = logging.getLogger(__name__)
 _DRIVERS = {name: driver for driver, names in DRIVER_NAMES.items() for name in names}
+_OUR_WAYS = ("--storage-driver", "FUSESTORE_DRIVER")  # to name a driver; other ways are podman's, too
 _STORES = ("imagestore", "additionalimagestore", "additionalimagestores")  # options that name other stores
 _PODMAN = "podman"  # as the name of another store
 _Given = tuple[str, str, str]  # source, key without the driver's name, value of a driver's option
@@ -83,7 +84,6 @@ class StoreOptions:
 def options(
     root: str | None = None,
     runroot: str | None = None,
-    *,
     driver: str | None = None,
     storage_opts: Sequence[str] = (),
     additional_stores: Sequence[str] = (),
@@ -100,7 +100,7 @@ def options(
             f"{graph_root}: a store of containers/storage (podman, buildah), which fusestore only reads: "
             f"choose another --root, and give --additional-store {graph_root}"
         )
-    name = _driver(driver, settings) or _present_driver(graph_root)
+    name = _driver(driver, settings, graph_root)
     given = list(_given_options(storage_opts, settings, name))
     stores = dict.fromkeys(_other_stores(additional_stores, given))
     return StoreOptions(
@@ -130,8 +130,7 @@ def _own_files() -> list[Path]:
     if named := os.environ.get("FUSESTORE_CONFIG"):
         return [Path(named)]
     main = _xdg("XDG_CONFIG_HOME", "~/.config") / "fusestore/config.toml"
-    directory = Path(f"{main}.d")
-    return [path for path in (main, *sorted(directory.glob("*.toml"))) if os.path.exists(path)]
+    return [*([main] if os.path.exists(main) else []), *storage_conf.ending(".toml", Path(f"{main}.d"))]
 
 
 def _named_settings() -> Settings:
@@ -177,30 +176,51 @@ def _default_runroot() -> Path:
 
 
 def private(directory: Path) -> Path:
-    """Make `directory`, 0700, or verify that it is ours.  Raises NotSupported, OSError."""
+    """Make `directory`, or verify that it is ours; nobody else may enter.  Raises NotSupported, OSError."""
+    owned(directory)
+    if os.stat(directory).st_mode & 0o077:
+        os.chmod(directory, 0o700)
+    return directory
+
+
+def owned(directory: Path) -> Path:
+    """Make `directory`, 0700, or verify that it is ours; its mode is then its owner's choice.
+
+    Raises NotSupported, OSError.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     st = os.lstat(directory)
     if not stat.S_ISDIR(st.st_mode) or st.st_uid != os.geteuid():
         raise NotSupported(f"{directory}: not a directory of yours; choose another with --root or --runroot")
-    if st.st_mode & 0o077:
-        os.chmod(directory, 0o700)
     return directory
 
 
 # -- drivers and their options ------------------------------------------------------------------------
 
 
-def _driver(flag: str | None, settings: Settings) -> str | None:
-    """The driver asked for; None when nobody asks."""
-    given = {"--storage-driver": flag}
-    given |= {variable: os.environ.get(variable) for variable in ("FUSESTORE_DRIVER", "STORAGE_DRIVER")}
-    if name := settings.read("storage.driver", text):
-        given[settings["storage.driver"].source] = name
-    for source, name in given.items():
-        if name:
-            return _known_driver(source, name)
+def _driver(flag: str | None, settings: Settings, graph_root: Path) -> str:
+    """The driver asked for; the one that the store has; the first of ``driver_priority`` that there is.
+
+    What podman is told too gives way to what the store has, or a STORAGE_DRIVER that is set for podman would
+    close it (podman: "overwritten by graph driver from database").
+    """
+    present = [driver for driver in DRIVER_NAMES if os.path.isdir(graph_root / driver)]
+    source, asked = _asked_driver(flag, settings)
+    if present and asked and asked not in present and source not in _OUR_WAYS:
+        _log.warning("%s: the driver %s gives way to %s, which the store has", source, asked, present[0])
+        asked = present[0]
     priority = settings.read("storage.driver_priority", texts) or ()
-    return next((_DRIVERS[name] for name in priority if name in _DRIVERS), None)
+    usable = [_DRIVERS[name] for name in priority if name in _DRIVERS]
+    return asked or [*present, *usable, "fuse"][0]
+
+
+def _asked_driver(flag: str | None, settings: Settings) -> tuple[str, str]:
+    """Where a driver is asked for, and which one; empty when nowhere."""
+    given = [("--storage-driver", flag)]
+    given += [(variable, os.environ.get(variable)) for variable in ("FUSESTORE_DRIVER", "STORAGE_DRIVER")]
+    if name := settings.read("storage.driver", text):
+        given.append((settings["storage.driver"].source, name))
+    return next(((source, _known_driver(source, name)) for source, name in given if name), ("", ""))
 
 
 def _known_driver(source: str, name: str) -> str:
@@ -211,12 +231,6 @@ def _known_driver(source: str, name: str) -> str:
     if name == "overlay2":
         _log.warning("%s: overlay2 is an old name of overlay: using the driver fuse", source)
     return _DRIVERS[name]
-
-
-def _present_driver(graph_root: Path) -> str:
-    """The driver whose layers are in the store already (containers/storage: getRootlessStorageOpts)."""
-    present = [name for name in DRIVER_NAMES if os.path.isdir(graph_root / name)]
-    return present[0] if present else "fuse"
 
 
 def _given_options(flags: Sequence[str], settings: Settings, driver: str) -> Iterator[_Given]:

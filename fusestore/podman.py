@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fusestore.errors import InvalidOption
-from fusestore.storage_conf import Settings, merge, place, places, read, user_id
+from fusestore.storage_conf import Settings, ending, merge, place, places, read, user_id
 
 _CONF = "CONTAINERS_STORAGE_CONF"
 _VENDOR, _ADMINISTRATOR = Path("/usr/share/containers"), Path("/etc/containers")
@@ -36,7 +36,12 @@ _log = logging.getLogger(__name__)
 
 def is_graphroot(directory: Path) -> bool:
     """True where containers/storage has a store, be it empty."""
-    return os.path.exists(directory / "storage.lock") or any(directory.glob("*-images/images.*"))
+    if os.path.exists(directory / "storage.lock"):
+        return True
+    records = [
+        images / name for images in ending("-images", directory) for name in ("images.json", "images.lock")
+    ]
+    return any(map(os.path.exists, records))
 
 
 def graphroots() -> list[Path]:
@@ -118,7 +123,7 @@ def _from_6_on() -> Settings:
     directories = [system / kind for system in (_VENDOR, _ADMINISTRATOR) for kind in _drop_ins()]
     directories.append(user / "storage.conf.d")
     # Of files that have the same name, the last one hides the others.
-    paths = {path.name: path for directory in directories for path in directory.glob("*.conf")}
+    paths = {path.name: path for directory in directories for path in ending(".conf", directory)}
     for _, path in sorted(paths.items()):
         settings = merge(settings, read(path))
     return merge(settings, named_settings())

@@ -73,6 +73,15 @@ def user_id() -> int:
 # -- files --------------------------------------------------------------------------------------------
 
 
+def ending(suffix: str, directory: Path) -> list[Path]:
+    """What is in a directory whose name has this end, sorted; nothing where we cannot look."""
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    return [directory / name for name in sorted(names) if name.endswith(suffix)]
+
+
 def read(path: Path) -> Settings:
     """The settings of one file.  Raises InvalidOption, OSError."""
     import tomllib  # 9 ms, and most users have no such file
@@ -229,7 +238,7 @@ DRIVER_OPTIONS = {
     "size": DriverOption(_size),
     "inodes": DriverOption(_count),
     "additionallayerstore": DriverOption(text, "layers come from images only"),
-    "force_mask": DriverOption(_mask, "the store is closed to others, whatever the modes of its files"),
+    "force_mask": DriverOption(_mask, "the mode of the store's directory says who may read it"),
     "ignore_chown_errors": DriverOption(_flag, "without root, owners are kept beside the files"),
     "mount_program": DriverOption(text, "fusestore mounts by itself"),
     "mountopt": DriverOption(text, "mounts of the store are always nodev and nosuid"),

@@ -215,8 +215,8 @@ class Laboratory:
 
     def _layers(self, image: str) -> list[Path]:
         with Store() as store:
-            chain = store.chain(store.image(image))
-            return [store.graph_driver.diff_directory(record.cache_id) for record in chain]
+            records = (store.layer_store.lookup(layer.id) for layer in store.chain(store.image(image)))
+            return [store.graph_driver.diff_directory(record.cache_id) for record in records]
 
     def client(self, side: Side, image: str, work: str, names: Sequence[str] = ()) -> dict[str, Any]:
         """What one client reports."""

@@ -152,7 +152,7 @@ _LIST = r"(cd {} && find . -type d -printf '%P\t%m %T@\n' -o -printf '%P\t%m %T@
 def compare_mounts(image: str, name: str) -> Report:
     """The naive way to find changes: list all that an image and an RW layer on it show, and compare."""
     with Store() as store:
-        base = store.chain(store.image(image))[0].cache_id
+        base = store.layer_store.lookup(store.image(image).top_layer).cache_id
         layer = store.layer_store.get_rw_layer(name)
         tops = [os.fsdecode(store.graph_driver.get(base)), str(layer.mount())]
         try:
@@ -168,7 +168,7 @@ def compare_mounts(image: str, name: str) -> Report:
 def export_layers(image: str, place: str) -> float:
     """Milliseconds for all layers of an image, as the tars they were."""
     with Store() as store:
-        layers = [store.layer_store.get(record.chain_id) for record in store.chain(store.image(image))]
+        layers = [store.layer_store.get(layer.id) for layer in store.chain(store.image(image))]
         return clocked(partial(_write, layers, place))[1]
 
 
@@ -401,7 +401,7 @@ class Depot:
 
     def _export(self, round_: int) -> None:
         with Store() as store:
-            chain = store.chain(store.image("image"))
+            chain = [store.layer_store.lookup(layer.id) for layer in store.chain(store.image("image"))]
             trees = [store.graph_driver.diff_directory(record.cache_id) for record in chain]
 
         def export(place: Path) -> None:

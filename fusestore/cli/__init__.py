@@ -19,38 +19,62 @@ from typing import Any
 
 import click
 
-from fusestore import __version__
+from fusestore import __version__, config
+from fusestore.config import StoreOptions
 from fusestore.errors import FusestoreError, printable
 
 FAILED = 125
 
 #: command -> module, and the function in it
 _COMMANDS = {
+    "big-data": ("names", "big_data"),
     "cat": ("browse", "cat"),
+    "check": ("check", "check"),
+    "commit": ("containers", "commit"),
     "completion": ("completion", "completion"),
+    "containers": ("containers", "containers"),
+    "create": ("containers", "create"),
+    "df": ("check", "df"),
+    "diff": ("diff", "diff"),
     "doctor": ("doctor", "doctor"),
+    "exists": ("names", "exists"),
     "images": ("images", "images"),
-    "inspect": ("images", "inspect"),
+    "info": ("store", "info"),
+    "inspect": ("inspect", "inspect"),
     "layer": ("layer", "layer"),
     "layers": ("images", "layers"),
     "load": ("load", "load"),
     "ls": ("browse", "ls"),
+    "metadata": ("names", "metadata"),
     "mount": ("mounts", "mount"),
+    "prune": ("check", "prune"),
+    "ps": ("containers", "containers"),
+    "rm": ("containers", "rm"),
     "rmi": ("images", "rmi"),
+    "shutdown": ("store", "shutdown"),
+    "tag": ("names", "tag"),
     "umount": ("mounts", "unmount"),
     "unmount": ("mounts", "unmount"),
+    "untag": ("names", "untag"),
     "version": ("doctor", "version"),
+    "wipe": ("store", "wipe"),
 }
-_HIDDEN = ("umount",)
+_HIDDEN = ("ps", "umount")  # other spellings
 
 
 @dataclass(frozen=True, slots=True)
 class Globals:
     """The options before the command."""
 
-    root: str | None
-    runroot: str | None
-    debug: bool
+    root: str | None = None
+    runroot: str | None = None
+    driver: str | None = None
+    storage_opts: tuple[str, ...] = ()
+    additional_stores: tuple[str, ...] = ()
+
+    def store_options(self) -> StoreOptions:
+        """With what the environment and configuration files say where they say nothing."""
+        return config.options(self.root, self.runroot, self.driver, self.storage_opts, self.additional_stores)
 
 
 class _Lazy(click.Group):
@@ -75,19 +99,43 @@ class _Lazy(click.Group):
     metavar="DIR",
     help="Mounts and their records  [default: $FUSESTORE_RUNROOT or $XDG_RUNTIME_DIR/fusestore]",
 )
+@click.option(
+    "--storage-driver",
+    metavar="NAME",
+    help="Who keeps the layers: fuse or vfs  [default: $FUSESTORE_DRIVER, $STORAGE_DRIVER or fuse]",
+)
+@click.option(
+    "--storage-opt", "storage_opts", metavar="KEY=VALUE", multiple=True, help="For the driver; repeatable"
+)
+@click.option(
+    "--additional-store",
+    "additional_stores",
+    metavar="DIR|podman",
+    multiple=True,
+    help="Another store to look into, of fusestore or of podman; repeatable",
+)
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails")
 @click.version_option(__version__, "-v", "--version", prog_name="fusestore")
 @click.pass_context
-def cli(ctx: click.Context, root: str | None, runroot: str | None, debug: bool) -> None:
+def cli(
+    ctx: click.Context,
+    root: str | None,
+    runroot: str | None,
+    storage_driver: str | None,
+    storage_opts: tuple[str, ...],
+    additional_stores: tuple[str, ...],
+    debug: bool,
+) -> None:
     """Look into container images without root: mount them, list them, read them.
 
     \b
     fusestore load oci:DIR:debian         put an image into the store
     cd "$(fusestore mount debian)"        look at it with any tool
     fusestore ls -l debian:/etc           look at it without mounting
+    fusestore mount --rw --name work debian   change it, then commit
     fusestore doctor                      what this machine lacks, and the remedy
     """
-    ctx.obj = Globals(root, runroot, debug)
+    ctx.obj = Globals(root, runroot, storage_driver, storage_opts, additional_stores)
 
 
 def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401

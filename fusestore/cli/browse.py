@@ -1,4 +1,4 @@
-"""``fusestore ls`` and ``cat``: look into an image without mounting it, and without FUSE."""
+"""``fusestore ls`` and ``cat``: look into an image or a container without mounting it, and without FUSE."""
 
 from __future__ import annotations
 
@@ -14,28 +14,38 @@ import click
 from fusestore.cli.output import FORMAT, as_json, open_store
 from fusestore.driver.union.resolve import Entry, children, resolve
 from fusestore.driver.union.tree import Union
-from fusestore.errors import printable
+from fusestore.errors import ItemNotFound, printable
+from fusestore.store.items import Container, Image, Item
+from fusestore.store.storage import Store
 
 _HALF_A_YEAR = 15_778_476  # seconds; older times are shown with the year, as ls does
 _CHUNK = 1 << 20
 
 
 def _opened(ctx: click.Context, where: str) -> tuple[AbstractContextManager[Union], bytes]:
-    """IMAGE[:PATH]; a reference never has ``:/`` in it, so that is where the path begins."""
-    image, _, path = where.partition(":/")
+    """NAME[:PATH]; a reference never has ``:/`` in it, so that is where the path begins."""
+    name, _, path = where.partition(":/")
     store = open_store(ctx)
-    return store.union(store.image(image)), os.fsencode(path)
+    return store.union(_item(store, name)), os.fsencode(path)
+
+
+def _item(store: Store, name: str) -> Item:
+    """The container or image of a name; an error is about images, which are what most people mean."""
+    try:
+        return store.any(name, (Container, Image))
+    except ItemNotFound:
+        return store.image(name)
 
 
 @click.command()
-@click.argument("where", metavar="IMAGE[:PATH]")
+@click.argument("where", metavar="NAME[:PATH]")
 @click.option("-l", "long", is_flag=True, help="Mode, links, uid, gid, size, time, link target")
 @click.option("-a", "--all", "hidden", is_flag=True, help="Names that begin with a dot too")
 @click.option("-d", "--directory", "itself", is_flag=True, help="The directory itself, not what is in it")
 @FORMAT
 @click.pass_context
 def ls(ctx: click.Context, where: str, long: bool, hidden: bool, itself: bool, form: str) -> None:
-    """List a directory of an image, without mounting anything.
+    """List a directory of an image or a container, without mounting anything.
 
     \b
     fusestore ls -l debian:12:/etc
@@ -119,10 +129,10 @@ def _described(name: bytes, path: bytes, entry: Entry) -> dict[str, object]:
 
 
 @click.command()
-@click.argument("places", metavar="IMAGE:PATH...", nargs=-1, required=True)
+@click.argument("places", metavar="NAME:PATH...", nargs=-1, required=True)
 @click.pass_context
 def cat(ctx: click.Context, places: tuple[str, ...]) -> None:
-    """Write files of an image to stdout, without mounting anything.
+    """Write files of an image or a container to stdout, without mounting anything.
 
     Symlinks are followed inside the image.
 

@@ -69,8 +69,7 @@ def doctor(ctx: click.Context, form: str) -> None:
 
     Exits 1 if mounting cannot work here.
     """
-    globals_ = ctx.find_object(Globals) or Globals(None, None, False)
-    options = config.options(globals_.root, globals_.runroot)
+    options = (ctx.find_object(Globals) or Globals()).store_options()
     checks = [_python(), _loadable(), *preflight.required(options.run_root / "mnt")]
     checks += [_store(options.graph_root), preflight.namespaces(), preflight.allow_other(), *_podman()]
     if form == "json":

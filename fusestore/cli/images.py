@@ -1,4 +1,4 @@
-"""``fusestore images``, ``layers``, ``inspect``, ``rmi``: what the store holds."""
+"""``fusestore images``, ``layers``, ``rmi``: what the store holds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import click
 
 from fusestore import reference
 from fusestore.cli.output import FORMAT, age, as_json, open_store, size, table
-from fusestore.errors import InvalidReference, LayerInUse
-from fusestore.store.items import Image
+from fusestore.errors import BigDataNotFound, InvalidReference, LayerInUse
+from fusestore.store.items import Image, LayerItem
 from fusestore.store.storage import Store
 
 _SHORT_ID = 12
@@ -37,7 +37,7 @@ def images(
     found = [image for image in store.images() if name is None or _fits(image, name)]
     if form == "json":
         as_json(
-            [_listed(image) | {"Labels": _run_configuration(store, image).get("Labels")} for image in found]
+            [listed(image) | {"Labels": run_configuration(store, image).get("Labels")} for image in found]
         )
         return
     length = None if no_trunc else _SHORT_ID
@@ -50,8 +50,18 @@ def images(
         digits = f"sha256:{image.id}" if no_trunc else image.id[:_SHORT_ID]
         for full in image.names or ("<none>:<none>",):
             repository, tag = reference.repository_and_tag(full)
-            rows.append((repository, tag, digits, age(image.created), size(image.size)))
-    table(rows, () if noheading else ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"))
+            rows.append((repository, tag, digits, age(image.created), size(image.size), image.read_only))
+    _print(rows, heading=not noheading)
+
+
+def _print(rows: list[tuple[str, str, str, str, str, bool]], *, heading: bool) -> None:
+    """Podman's columns; the last one only where there is something to say."""
+    words = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]
+    shown = [list(row[:5]) for row in rows]
+    if any(row[5] for row in rows):
+        words.append("R/O")
+        shown = [[*cells, str(row[5]).lower()] for cells, row in zip(shown, rows, strict=True)]
+    table(shown, words if heading else ())
 
 
 def _fits(image: Image, name: str) -> bool:
@@ -65,7 +75,16 @@ def _fits(image: Image, name: str) -> bool:
     return any(reference.repository_and_tag(n)[0] in repositories for n in image.names)
 
 
-def _listed(image: Image) -> dict[str, Any]:
+def run_configuration(store: Store, image: Image) -> Mapping[str, Any]:
+    """What an image says about how to run it; nothing if it was made by hand, without a configuration."""
+    try:
+        run = store.configuration(image).get("config")
+    except BigDataNotFound:
+        return {}
+    return run if isinstance(run, Mapping) else {}
+
+
+def listed(image: Image) -> dict[str, Any]:
     """Podman's keys for a list of images."""
     repositories = {reference.repository_and_tag(name)[0] for name in image.names}
     return {
@@ -80,6 +99,7 @@ def _listed(image: Image) -> dict[str, Any]:
         "Created": image.created,
         "CreatedAt": datetime.fromtimestamp(image.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "TopLayer": image.top_layer,
+        "ReadOnly": image.read_only,
     }
 
 
@@ -94,22 +114,10 @@ def layers(ctx: click.Context, form: str, no_trunc: bool) -> None:
     fusestore layers
     fusestore layers --format json
     """
-    records = open_store(ctx).layer_store.map().values()
+    store = open_store(ctx)
+    found = store.layers()
     if form == "json":
-        as_json(
-            [
-                {
-                    "ChainID": record.chain_id,
-                    "DiffID": record.diff_id,
-                    "Parent": record.parent or "",
-                    "Size": record.size,
-                    "Created": record.created,
-                    "CacheID": record.cache_id,
-                    "Reproducible": record.reproducible,
-                }
-                for record in records
-            ]
-        )
+        as_json([_layer(store, layer) for layer in found])
         return
 
     def short(name: str | None) -> str:
@@ -117,64 +125,41 @@ def layers(ctx: click.Context, form: str, no_trunc: bool) -> None:
         return digits if no_trunc else digits[:_SHORT_ID]
 
     rows = [
-        (short(r.chain_id), short(r.diff_id), short(r.parent), age(r.created), size(r.size)) for r in records
+        (short(i.id), short(i.uncompressed_digest), short(i.parent), age(i.created), size(i.size))
+        for i in found
     ]
-    table(rows, ("CHAIN ID", "DIFF ID", "PARENT", "CREATED", "SIZE"))
+    table(rows, ("LAYER ID", "DIFF ID", "PARENT", "CREATED", "SIZE"))
 
 
-@click.command()
-@click.argument("names", metavar="IMAGE...", nargs=-1, required=True)
-@click.option(
-    "--format", "form", type=click.Choice(["json"]), default="json", show_default=True, help="Output as"
-)
-@click.pass_context
-def inspect(ctx: click.Context, names: tuple[str, ...], form: str) -> None:
-    """Print all that is known of images, as a JSON array with podman's keys.
-
-    \b
-    fusestore inspect debian:12 | jq '.[0].Config.Env'
-    """
-    store = open_store(ctx)
-    as_json([_inspected(store, store.image(name)) for name in names])
-
-
-def _run_configuration(store: Store, image: Image) -> Mapping[str, Any]:
-    run = store.configuration(image).get("config")
-    return run if isinstance(run, Mapping) else {}
-
-
-def _inspected(store: Store, image: Image) -> dict[str, Any]:
-    configuration, manifest = store.configuration(image), store.manifest(image)
-    run = _run_configuration(store, image)
-    chain = store.chain(image)
-    listed = _listed(image)
+def _layer(store: Store, layer: LayerItem) -> dict[str, Any]:
+    """What is known of a layer.  ``ChainID`` is empty for one that was not registered."""
+    own = store.layer_items.record(layer.id) if store.layer_items.exists(layer.id) else None
     return {
-        **{key: listed[key] for key in ("Id", "Digest", "RepoTags", "RepoDigests")},
-        "Parent": "",
-        "Comment": configuration.get("comment", ""),
-        "Created": configuration.get("created"),
-        "Config": run,
-        "Version": configuration.get("docker_version", ""),
-        "Author": configuration.get("author", ""),
-        "Architecture": configuration.get("architecture", ""),
-        "Os": configuration.get("os", ""),
-        "Size": image.size,
-        "VirtualSize": image.size,
-        "GraphDriver": store.driver_data(image),
-        "RootFS": {"Type": "layers", "Layers": [layer.uncompressed_digest for layer in reversed(chain)]},
-        "Labels": run.get("Labels"),
-        "Annotations": manifest.get("annotations") or {},
-        "ManifestType": manifest.get("mediaType", "application/vnd.oci.image.manifest.v1+json"),
-        "User": run.get("User", ""),
-        "History": configuration.get("history") or [],
-        "NamesHistory": list(image.names),
+        "Id": layer.id,
+        "Names": list(layer.names),
+        "ChainID": layer.id if layer.id.startswith("sha256:") else "",
+        "DiffID": layer.uncompressed_digest or "",
+        "Parent": layer.parent,
+        "Size": layer.size,
+        "DiffSize": layer.uncompressed_size,
+        "CompressedDigest": layer.compressed_digest or "",
+        "CompressedSize": layer.compressed_size,
+        "Created": layer.created,
+        "CacheID": own.cache_id if own else "",
+        "Reproducible": bool(own and own.reproducible),
+        "ReadOnly": layer.read_only,
     }
 
 
 @click.command()
 @click.argument("names", metavar="IMAGE...", nargs=-1)
 @click.option("-a", "--all", "everything", is_flag=True, help="All images")
-@click.option("-f", "--force", is_flag=True, help="Unmount first, and delete an image with several names")
+@click.option(
+    "-f",
+    "--force",
+    is_flag=True,
+    help="Unmount it, delete its containers, and it with all its names",
+)
 @click.pass_context
 def rmi(ctx: click.Context, names: tuple[str, ...], everything: bool, force: bool) -> None:
     """Delete images and the layers that only they need.
@@ -210,6 +195,8 @@ def _remove(store: Store, name: str, *, force: bool) -> None:
             image.id[:_SHORT_ID], f"it has several names ({', '.join(image.names)}); use --force"
         )
     if force:
+        for container in store.container_store.of_image(image.id):
+            store.delete_container(container.id)
         for mountpoint in store.mounts_of(image):
             store.unmount_image(mountpoint)
     store.delete_image(image.id)

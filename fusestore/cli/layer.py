@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 import click
 
-from fusestore.cli.output import open_store, progress
+from fusestore.cli.output import open_store, progress, written
 from fusestore.compression import ahead, decompressed
 from fusestore.digest import Readable
-from fusestore.store.layer import Layer
 from fusestore.transport.source import Progress
 
 _CHUNK = 1 << 20
@@ -49,40 +45,17 @@ def export(ctx: click.Context, chain_id: str, file: str | None, diff: bool, quie
     """
     if file in (None, "-") and sys.stdout.isatty():
         raise click.UsageError("stdout is a terminal; use --output FILE, or a pipe")
-    layers = open_store(ctx).layer_store
+    store = open_store(ctx)
     with ExitStack() as stack:
-        found = layers.get(layers.lookup(chain_id).chain_id)
-        stream = stack.enter_context(found.tar_stream_from(found.parent) if diff else found.tar_stream())
+        found = store.layer(chain_id)
+        stream = stack.enter_context(store.changes_stream(found.id) if diff else store.tar_stream(found.id))
         said = progress(stack, "Exporting", quiet=quiet)
-        said.start(_short(found), found.diff_size)
-        with _written(file) as output:
+        said.start(found.id.removeprefix("sha256:")[:_SHORT], found.uncompressed_size or found.size)
+        with written(file) as output:
             while data := stream.read(_CHUNK):
                 output.write(data)
                 said.advance(len(data))
         said.finish("done")
-
-
-@contextmanager
-def _written(file: str | None) -> Iterator[IO[bytes]]:
-    """`file`, which appears when all is written; stdout for None; devices and pipes as they are."""
-    if file in (None, "-"):
-        yield sys.stdout.buffer
-        return
-    path = Path(str(file))
-    if path.exists() and not path.is_file():
-        with path.open("wb") as output:
-            yield output
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such directory", str(path.parent))
-    try:
-        with partial.open("xb") as output:
-            yield output
-        partial.rename(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 @layer.command()
@@ -101,36 +74,32 @@ def register(ctx: click.Context, tar: str, parent: str | None, quiet: bool) -> N
     """
     if tar == "-" and sys.stdin.isatty():
         raise click.UsageError("stdin is a terminal; name a TAR or pipe one in")
-    layers = open_store(ctx).layer_store
+    store = open_store(ctx)
     with ExitStack() as stack:
-        below = layers.lookup(parent).chain_id if parent else None
+        below = store.layer(parent).id if parent else None
         source = sys.stdin.buffer if tar == "-" else stack.enter_context(open(tar, "rb"))
         said = progress(stack, "Registering", quiet=quiet)
         said.start(Path(tar).name, 0 if tar == "-" else os.fstat(source.fileno()).st_size)
         plain = stack.enter_context(ahead(decompressed(_Told(source, said))))
-        made = layers.register(plain, below)  # not released, so it stays
+        made = store.register(plain, below)
         said.finish("done")
-        click.echo(made.chain_id)
+        click.echo(made.id)
 
 
 @layer.command()
 @click.argument("chain_ids", metavar="CHAIN_ID...", nargs=-1, required=True)
 @click.pass_context
 def rm(ctx: click.Context, chain_ids: tuple[str, ...]) -> None:
-    """Delete layers that no other layer and no image is on.
+    """Delete layers that no other layer and no image is on, and that are no container's.
 
     \b
     fusestore layer rm 5f70bf18a086
     """
-    layers = open_store(ctx).layer_store
+    store = open_store(ctx)
     for chain_id in chain_ids:
-        record = layers.lookup(chain_id)
-        layers.delete(record.chain_id)
-        click.echo(f"Deleted: {record.chain_id}")
-
-
-def _short(found: Layer) -> str:
-    return found.chain_id.removeprefix("sha256:")[:_SHORT]
+        layer = store.layer(chain_id).id
+        store.delete_layer(layer)
+        click.echo(f"Deleted: {layer}")
 
 
 class _Told:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
 
 import click
 
@@ -27,8 +30,8 @@ FORMAT = click.option(
 
 def open_store(ctx: click.Context) -> Store:
     """The store that the global options name, closed when the command ends."""
-    options: Globals = ctx.find_object(Globals) or Globals(None, None, False)
-    return ctx.with_resource(Store(options.root, options.runroot))
+    options: Globals = ctx.find_object(Globals) or Globals()
+    return ctx.with_resource(Store(options=options.store_options()))
 
 
 def table(rows: Sequence[Sequence[str]], heading: Sequence[str] = ()) -> None:
@@ -135,3 +138,26 @@ def progress(stack: ExitStack, doing: str, *, quiet: bool) -> Progress:
     bars = Bars(doing)
     stack.callback(bars.close)
     return bars
+
+
+@contextmanager
+def written(file: str | None) -> Iterator[IO[bytes]]:
+    """`file`, which appears when all is written; stdout for None; devices and pipes as they are."""
+    if file in (None, "-"):
+        yield sys.stdout.buffer
+        return
+    path = Path(str(file))
+    if path.exists() and not path.is_file():
+        with path.open("wb") as output:
+            yield output
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such directory", str(path.parent))
+    try:
+        with partial.open("xb") as output:
+            yield output
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

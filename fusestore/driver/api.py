@@ -203,11 +203,17 @@ class Driver(Protocol):
     def get(self, cache_id: CacheID) -> bytes:
         """Make the merged view of the layer and its parents available; its path.  Counted."""
 
+    def mountpoint(self, cache_id: CacheID) -> Path:
+        """The path that `get` gives."""
+
     def put(self, cache_id: CacheID) -> None:
         """Give back one `get`; the last one takes the view away.  One too many does nothing."""
 
     def mounted(self, cache_id: CacheID) -> int:
         """How many `get` of all processes have not been given back."""
+
+    def counted(self) -> list[CacheID]:
+        """The layers that somebody has got, or had."""
 
     def abandon(self, cache_id: CacheID) -> None:
         """Take the merged view away, whoever has got it."""

@@ -222,7 +222,7 @@ class FuseDriver(Home):
 
         A mount whose server died is replaced.  Where there is none any more, nobody else has it.
         """
-        mountpoint = self._mountpoint(cache_id)
+        mountpoint = self.mountpoint(cache_id)
         with self.hold(cache_id), self._counter.users(cache_id) as users:
             users[0] = users[0] + 1 if mounter.find(mountpoint, self._runroot) else 1
             mounter.mount(self.spec(cache_id, cache_id[:12]), mountpoint, self._runroot)
@@ -230,7 +230,7 @@ class FuseDriver(Home):
 
     def abandon(self, cache_id: CacheID) -> None:
         """Take the mount away, whoever has got it."""
-        mountpoint = self._mountpoint(cache_id)
+        mountpoint = self.mountpoint(cache_id)
         with self._counter.users(cache_id) as users:
             users[0] = 0
             if mounter.find(mountpoint, self._runroot) is not None:
@@ -238,7 +238,7 @@ class FuseDriver(Home):
 
     def put(self, cache_id: CacheID) -> None:
         """One user less; the last one unmounts.  A `put` without a `get` does nothing."""
-        mountpoint = self._mountpoint(cache_id)
+        mountpoint = self.mountpoint(cache_id)
         with self._counter.users(cache_id) as users:
             users[0] = max(users[0] - 1, 0)
             if users[0] == 0 and mounter.find(mountpoint, self._runroot) is not None:
@@ -247,14 +247,14 @@ class FuseDriver(Home):
     def mounted(self, cache_id: CacheID) -> int:
         """How many `get` have not been given back; none where somebody else has unmounted it."""
         count = super().mounted(cache_id)
-        return count if mounter.find(self._mountpoint(cache_id), self._runroot) is not None else 0
+        return count if mounter.find(self.mountpoint(cache_id), self._runroot) is not None else 0
 
     def cleanup(self) -> None:
         """Delete what dead processes left behind, also mountpoints on which nothing is mounted."""
         super().cleanup()
         mounter.sweep(self._runroot)
 
-    def _mountpoint(self, cache_id: CacheID) -> Path:
+    def mountpoint(self, cache_id: CacheID) -> Path:
         directory = self._runroot / "mnt"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory / cache_id

@@ -100,7 +100,7 @@ def _claimed(spec: MountSpec, upper: UpperSpec, tree: LayerDir, work: LayerDir, 
 
 
 def _open_layer(spec: MountSpec, layer: LayerSpec) -> LayerDir:
-    """Only a layer in the driver's home has a short name: the way to others may lead through our mount."""
+    """What the home does not hold has no short name, and is only held by its fd."""
     if layer.lock is not None:
         lock(Path(layer.lock), fcntl.LOCK_SH)
     prefix = None

@@ -126,11 +126,15 @@ class VfsDriver(Home):
         with self.union(cache_id) as tree, self.union(parent) if parent else nullcontext() as under:
             yield tree, under
 
+    def mountpoint(self, cache_id: CacheID) -> Path:
+        """What `get` gives: nothing is mounted."""
+        return self.path / cache_id / "diff"
+
     def get(self, cache_id: CacheID) -> bytes:
         """The tree on disk."""
         with self.hold(cache_id), self._counter.users(cache_id) as users:
             users[0] += 1
-        return os.fsencode(self.path / cache_id / "diff")
+        return os.fsencode(self.mountpoint(cache_id))
 
     def put(self, cache_id: CacheID) -> None:
         """One user less; nothing is mounted, so nothing is unmounted."""

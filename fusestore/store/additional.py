@@ -124,11 +124,12 @@ def predicted(layers: Iterable[Part]) -> tuple[ForeignOwner, ...] | None:
     """For `AdditionalStore.unreadable`, in order of the uids."""
     found: set[ForeignOwner] = set()
     is_known = True
-    for spec, owner, recorded in layers:
-        # With owners in xattrs, all files are whose the store is, who is root there.
-        uids = (0,) if ownership_of(spec) is Ownership.OVERRIDE else recorded
+    for spec, owner, uids in layers:
+        ranges = spec.origin.uids if spec.origin else ()
+        if ownership_of(spec) is Ownership.OVERRIDE:  # all files are whose the store is, who is root there
+            ranges, uids = ((owner, 0, 1),), (0,)
         is_known &= uids is not None
-        found |= foreign(owner, spec.origin.uids if spec.origin else (), uids or ())
+        found |= foreign(owner, ranges, uids or ())
     return tuple(sorted(found)) if found or is_known else None
 
 

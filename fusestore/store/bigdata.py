@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,6 @@ from fusestore.files import fsync_directory, remove_tree, write_durably
 
 if TYPE_CHECKING:
     from fusestore.store.database import Database
-
-_AGAIN = "~1"  # behind the name of the file of every second value of a key; no key's name ends so
 
 _PLAIN = re.compile(r"[.0-9a-z]*.", re.DOTALL)  # upstream's loop does not look at the last letter
 
@@ -117,8 +116,8 @@ class Blobs:
         query = "SELECT file FROM big_data WHERE kind = ? AND item = ? AND key = ?"
         for (present,) in self._database.select(query, kind, item, key):
             self._replaced.append(self._big / present)
-            if present == f"{directory}/{name}":
-                name += _AGAIN
+        if os.path.lexists(self._big / directory / name):  # perhaps a row names it
+            name += f"~{secrets.token_hex(4)}"  # no key's name has such an end
         if not (self._big / directory).is_dir():
             (self._big / directory).mkdir(mode=0o700)
             fsync_directory(os.fsencode(self._big))

@@ -139,12 +139,17 @@ class Catalog(ABC):
         close = [m for n in (name, bare) for m in difflib.get_close_matches(n, known, n=3, cutoff=0.6)]
         return list(dict.fromkeys(known[n] for n in close))[:3]
 
-    def any(self, name: str) -> Item:
-        """The layer, image or container that `name` means, in this order.  Raises ItemNotFound."""
+    def any(self, name: str, order: Sequence[type[Item]] = (LayerItem, Image, Container)) -> Item:
+        """The item that `name` means, of the first of these kinds that has one.  Raises ItemNotFound."""
+        finders: dict[type[Item], Callable[[str], Item]] = {
+            LayerItem: self.layer,
+            Image: self.image,
+            Container: self.container,
+        }
         for exact in (True, False):
-            for find in (self.layer, self.image, self.container):
+            for kind in order:
                 try:
-                    item: Item = find(name)
+                    item = finders[kind](name)
                 except (ItemNotFound, AmbiguousName):
                     continue
                 if not exact or name == item.id or name in item.names:
@@ -296,7 +301,8 @@ class Catalog(ABC):
                 return store.big_data(kind, item.id, key)
         raise BigDataNotFound(item.id, key)
 
-    def _set_big_data(self, item: Item, key: str, data: bytes) -> None:
+    def set_big_data(self, item: Item, key: str, data: bytes) -> None:
+        """Keep a blob with an item.  Raises InvalidBigDataName, StoreIsReadOnly."""
         self._own(item).set_big_data(item.id, key, data)
 
     def list_image_big_data(self, name: str) -> list[str]:
@@ -321,7 +327,7 @@ class Catalog(ABC):
         An image is found by the digest of what it has under keys that begin with ``manifest``.  Raises
         InvalidBigDataName, StoreIsReadOnly.
         """
-        self._set_big_data(self.image(name), key, data)
+        self.set_big_data(self.image(name), key, data)
 
     def list_container_big_data(self, name: str) -> list[str]:
         """The keys of a container's big data, sorted.  Raises ContainerNotFound, as all of these."""
@@ -341,7 +347,7 @@ class Catalog(ABC):
 
     def set_container_big_data(self, name: str, key: str, data: bytes) -> None:
         """Keep a blob with a container.  Raises InvalidBigDataName."""
-        self._set_big_data(self.container(name), key, data)
+        self.set_big_data(self.container(name), key, data)
 
     def list_layer_big_data(self, name: str) -> list[str]:
         """The keys of a layer's big data, sorted.  Raises LayerNotFound, as all of these."""
@@ -361,7 +367,7 @@ class Catalog(ABC):
 
     def set_layer_big_data(self, name: str, key: str, data: bytes) -> None:
         """Keep a blob with a layer.  Raises InvalidBigDataName, StoreIsReadOnly."""
-        self._set_big_data(self.layer(name), key, data)
+        self.set_big_data(self.layer(name), key, data)
 
     def _described(self, item: Item, key: str) -> BigData:
         try:

@@ -73,7 +73,10 @@ class ContainerStore(Items[Container]):
     def directory(self, container: str, *, run: bool) -> Path:
         """The directory that lives with a container, or with `run` until the machine is down; 0700."""
         place = self._place(container, run=run) / "userdata"
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not place.is_dir():
+            with self._database.transaction():  # so that it is not made for a container that goes just now
+                self.get(container)
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
         return place
 
     def _place(self, container: str, *, run: bool) -> Path:
@@ -85,8 +88,10 @@ class ContainerStore(Items[Container]):
         Raises InvalidBigDataName when it would lie elsewhere.
         """
         path = self._inside(container, file, run=run)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_durably(path, data, self._places[0].parent / "tmp" if not run else path.parent)
+        with self._database.transaction():
+            self.get(container)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_durably(path, data, path.parent if run else self._tmp)
 
     def read(self, container: str, file: str, *, run: bool) -> bytes:
         """What `file` in that directory holds.  Raises InvalidBigDataName, FileNotFoundError."""
@@ -99,10 +104,11 @@ class ContainerStore(Items[Container]):
             raise InvalidBigDataName(file)
         return path
 
-    def delete_directories(self, container: str) -> None:
-        """Delete what lived with a container whose row is gone."""
-        for run in (False, True):
-            remove_tree(self._place(container, run=run))
+    def collect(self) -> None:
+        """Delete directories of containers that no row names."""
+        with self._database.transaction():
+            for path in self.unnamed():
+                remove_tree(path)
 
     def unnamed(self) -> list[Path]:
         """Directories of containers that no row names."""

@@ -7,6 +7,7 @@ on them any more.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -21,9 +22,10 @@ from fusestore.driver.below import opened
 from fusestore.driver.stack import merged
 from fusestore.driver.union.merged import MergedUnion
 from fusestore.driver.union.tree import Union
-from fusestore.errors import LayerInUse, LayerNotFound, StoreIsReadOnly
+from fusestore.errors import LayerInUse, LayerNotFound, NotReproducible, StoreIsReadOnly
 from fusestore.store.imagemounts import ImageMounts
 from fusestore.store.items import LayerItem
+from fusestore.store.layer import exact_tar
 from fusestore.store.metadata import LayerRecord
 from fusestore.store.tarsplit import assemble
 from fusestore.tar_stream import compressed_stream, tar_stream
@@ -49,12 +51,16 @@ class LayerContents(ImageMounts):
 
         True while others have it.  Raises LayerNotFound, NotMounted, LayerInUse when it is busy.
         """
-        layer = self.layer_items.at(name) if "/" in name else None
+        layer = self.layer_items.at(name)
         return self.layer_items.unmount(layer or self._mountable(name), force=force)
 
     def mounted(self, name: str) -> int:
         """How many `mount` of a container or layer have not been given back."""
         return self.layer_items.mounted(self._mountable(name))
+
+    def mountpoint(self, name: str) -> Path:
+        """Where a container or layer is mounted when it is."""
+        return self.graph_driver.mountpoint(self.layer_items.record(self._mountable(name)).cache_id)
 
     def _mountable(self, name: str) -> str:
         for container in self.container_store.exact(name):
@@ -92,9 +98,34 @@ class LayerContents(ImageMounts):
         """
         parent, layer = self._pair(from_, to)
         form = layer.compression if compression is None else compression
-        if self.layer_items.exists(layer.id):
+        if self._is_kept_here(layer.id):
             return self.layer_items.diff(parent, layer.id, form)
         return self._diff_of_additional(parent, layer, form)
+
+    def tar_stream(self, name: str) -> IO[bytes]:
+        """The exact tar that was applied to a layer, to read and close.
+
+        Raises LayerNotFound, NotReproducible; reads raise CorruptStore.
+        """
+        layer = self.layer(name)
+        if self._is_kept_here(layer.id):
+            return exact_tar(self.graph_driver, self.layer_items.record(layer.id))
+        return self._exact_of_additional(layer)
+
+    def changes_stream(self, name: str) -> IO[bytes]:
+        """What makes a layer out of its parent as a tar, made anew even where there is an exact one.
+
+        Read and close it.  Raises LayerNotFound.
+        """
+        layer = self.layer(name)
+        stack = ExitStack()
+        if self.layer_items.exists(layer.id):
+            view = self.graph_driver.diff(
+                self.layer_items.record(layer.id).cache_id, self.layer_items.cache_id(layer.parent)
+            )
+        else:
+            view = diff.diff(*self._views(layer.parent or None, layer.id, stack), diff.whiteout_time())
+        return tar_stream(view, None, stack.close)
 
     def apply_diff(self, to: str, diff: Readable) -> int:
         """Carry out what a layer tar, plain or compressed, says; bytes of the uncompressed tar.
@@ -121,19 +152,31 @@ class LayerContents(ImageMounts):
 
     def _diff_of_additional(self, parent: str | None, layer: LayerItem, form: str) -> IO[bytes]:
         """The exact tar, where its store has kept what it takes; else one of the changes."""
-        store = self.additional_of(layer.id)
-        if store is None:
-            raise LayerNotFound(layer.id)
-        record = store.record(layer.id) if parent == (layer.parent or None) else None
+        if parent == (layer.parent or None):
+            with suppress(NotReproducible):
+                return compressed_stream(self._exact_of_additional(layer), form)
         stack = ExitStack()
-        if record is not None:
+        pieces = diff.diff(*self._views(parent, layer.id, stack), diff.whiteout_time())
+        return compressed_stream(tar_stream(pieces, None, stack.close), form)
+
+    def _exact_of_additional(self, layer: LayerItem) -> io.BufferedReader:
+        """The exact tar of an additional store's layer.  Raises NotReproducible."""
+        store = self.additional_of(layer.id)
+        record = store.record(layer.id) if store else None
+        if store is None or record is None:
+            raise NotReproducible(layer.id)
+        with ExitStack() as stack:
             stack.callback(record.close)
             files = store.files(layer.id)
             stack.callback(files.close)
-            pieces, expected = assemble(record, files, layer.id), layer.uncompressed_digest
-        else:
-            pieces, expected = diff.diff(*self._views(parent, layer.id, stack), diff.whiteout_time()), None
-        return compressed_stream(tar_stream(pieces, expected, stack.close), form)
+            pieces = assemble(record, files, layer.id)
+            return tar_stream(pieces, layer.uncompressed_digest, stack.pop_all().close)
+
+    def _is_kept_here(self, layer: str) -> bool:
+        """True for a layer whose tar we can answer for: one of ours that is not borrowed from who has it."""
+        if not self.layer_items.exists(layer):
+            return False
+        return self.layer_items.record(layer).origin is None or self.additional_of(layer) is None
 
     def _own_layer(self, name: str) -> str:
         layer = self.layer(name).id
@@ -157,19 +200,27 @@ class LayerContents(ImageMounts):
 
     def _borrowed(self, layer: str) -> str:
         """The id of a layer that is a row of ours, made so if it is an additional store's."""
+        if not self.layer_items.exists(layer):
+            with self._database.transaction():
+                self._borrow(layer)
+        return layer
+
+    def _borrow(self, layer: str) -> None:
+        """Inside a transaction: have rows and directories for a layer and all below it."""
         if self.layer_items.exists(layer):
-            return layer
+            return
         store = self.additional_of(layer)
         item = store.layer(layer) if store else None
         if store is None or item is None:
             raise LayerNotFound(layer)
         specs = store.specs(layer)
-        parent = self._borrowed(item.parent) if item.parent and len(specs) > 1 else None
-        below = self._metadata.get(ChainID(parent)) if parent else None
+        parent = ChainID(item.parent) if item.parent and len(specs) > 1 else None
+        if parent:
+            self._borrow(parent)
         record = LayerRecord(
             ChainID(layer),
             item.uncompressed_digest,
-            ChainID(parent) if parent else None,
+            parent,
             new_cache_id(),
             item.size,
             reproducible=False,
@@ -178,11 +229,9 @@ class LayerContents(ImageMounts):
             owners=(item.uids, item.gids) if item.uids is not None and item.gids is not None else None,
             origin=str(store.path),
         )
-        with self._database.transaction():
-            if not self.layer_items.exists(layer):
-                self._metadata.add(record)
-                self.graph_driver.borrow(record.cache_id, below.cache_id if below else None, specs[0]).close()
-        return layer
+        self._metadata.add(record)
+        below = self._metadata.get(parent).cache_id if parent else None
+        self.graph_driver.borrow(record.cache_id, below, specs[0]).close()
 
     def _give_back(self, layer: str | None, stack: ExitStack) -> None:
         """Inside a transaction: unname a borrowed layer that nothing is on, and those below it."""

@@ -50,8 +50,8 @@ class Database:
                 os.stat(path)
                 self._connect_read_only()
                 return
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._connection = _connected(path)
-            os.chmod(path, 0o600)
             self._open_patiently()
 
     def _connect_read_only(self) -> None:
@@ -143,6 +143,20 @@ class Database:
                 self._connection.close()
                 self._connect_read_only()
             return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Have all queries until the context ends see the same state of the database."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self.select("SELECT 1")  # a file that has changed is opened anew
+        with self._complaints():
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._roll_back()
 
     @contextmanager
     def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:

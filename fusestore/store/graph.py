@@ -14,7 +14,6 @@ JSON is lost is none that could be got; its id is in `unreadable`, and it can be
 from __future__ import annotations
 
 import io
-import os
 import sqlite3
 import tempfile
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fusestore import __version__
+from fusestore.architecture import architecture
 from fusestore.digest import CacheID, Readable, new_cache_id
 from fusestore.driver.api import Driver, Held
 from fusestore.errors import AmbiguousName, ImageNotFound, InvalidImage, LayerInUse, MaxDepthExceeded
@@ -42,9 +42,6 @@ MAX_DEPTH = 126
 
 _SHORT = 12  # digits of an id that are shown
 _BUFFER = 1 << 20
-
-#: Architectures that Go calls otherwise than ``uname -m``.
-_GOARCH = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6l": "arm", "i686": "386"}
 
 #: Told how many bytes are done, and how many there are; 0 of these as long as nobody knows.
 Progress = Callable[[int, int], object]
@@ -191,7 +188,6 @@ class Graph:
 
         Only what was made in a container has a parent, `container_image`, and a container's configuration.
         """
-        machine = os.uname().machine
         image = V1Image(
             id=new_cache_id(),
             parent=container_image if container_id else "",
@@ -202,7 +198,7 @@ class Graph:
             docker_version=f"fusestore {__version__}",
             author=author,
             config=config,
-            architecture=_GOARCH.get(machine, machine),
+            architecture=architecture()[0],
             os="linux",
         )
         return self.register(image, layer_data)

@@ -15,21 +15,29 @@ half of one, and no lock is needed to read.  What lies below a layer is told by 
 driver's ``lower`` and ``link`` files and ``l/`` say the same once more, and may be lost (containers/storage
 makes them again: overlay-recreate.bats).
 
+Opaque directories in a store of root's have ``trusted.`` xattrs, which nobody else can see.  The layers' tars
+have entries for them too, whose names are in the tar-split records.
+
 A store may have been used with two drivers.  ``overlay`` is taken then, unless ``vfs`` is asked for: vfs is
 what podman falls back to.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
+import gzip
+import json
 import os
 import stat
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Generic, TypeVar
 
 from fusestore import digest
+from fusestore.driver import whiteout
 from fusestore.driver.api import FileGetter, Held
 from fusestore.driver.getter import DiffGetter
 from fusestore.driver.layout import LayerSpec, Origin
@@ -40,6 +48,7 @@ from fusestore.store.bigdata import big_data_name
 from fusestore.store.graphroot_owners import owner_of, shown_in
 from fusestore.store.graphroot_records import StoredLayer, read_images, read_layers
 from fusestore.store.items import Image, LayerItem
+from fusestore.syscalls import owns_every_id
 
 _DRIVERS = ("overlay", "vfs")
 
@@ -98,6 +107,8 @@ class GraphRoot:
         self._layers = Records(layers, lambda files: read_layers(files, self._size_on_disk("layer")))
         images = [self._images_at / "images.json"]
         self._images = Records(images, lambda files: read_images(files, self._size_on_disk("image")))
+        self._hides_marks = self.driver_name == "overlay" and not _sees_marks(self._owner.uid)
+        self._opaque_of: dict[str, tuple[str, ...]] = {}
         self._sized: dict[str, Image] = {}
         self._sized_from: list[object] = []
 
@@ -161,7 +172,16 @@ class GraphRoot:
         """The layer's own directories."""
         uids, gids = shown_in(self._owner.uids, layer.uids), shown_in(self._owner.gids, layer.gids)
         origin = Origin(uids=uids, gids=gids)
+        if self._hides_marks and layer.item.parent:
+            origin = replace(origin, opaque=self._opaque(layer.item.id))
         return [LayerSpec(str(path), origin=origin) for path in self._directories(layer.item.id)]
+
+    def _opaque(self, layer_id: str) -> tuple[str, ...]:
+        """The directories of a layer that hide those below, by its tar, which does not change."""
+        if layer_id not in self._opaque_of:
+            record = self.record(layer_id)
+            self._opaque_of[layer_id] = _opaque_directories(record, layer_id) if record else ()
+        return self._opaque_of[layer_id]
 
     def _directories(self, layer_id: str) -> list[Path]:
         if self.driver_name == "vfs":
@@ -286,3 +306,30 @@ def _opened(path: Path) -> IO[bytes]:
         os.close(fd)
         raise CorruptStore(str(path), "not a file")
     return os.fdopen(fd, "rb")
+
+
+def _sees_marks(owner: int) -> bool:
+    """True where nothing that a driver has noted of its files is hidden from us."""
+    return owns_every_id() or owner == os.geteuid()
+
+
+def _opaque_directories(record: IO[bytes], what: str) -> tuple[str, ...]:
+    """The directories for which a tar has ``.wh..wh..opq``, by its record, which is closed.
+
+    Raises CorruptStore.
+    """
+    found = set()
+    try:
+        with record, gzip.open(record) as lines:
+            for line in lines:
+                if whiteout.OPAQUE_NAME in line or b'"name_raw"' in line:
+                    name = os.path.normpath(b"/" + _name(json.loads(line)))
+                    directory, _, last = name.rpartition(b"/")
+                    found |= {os.fsdecode(directory[1:])} if last == whiteout.OPAQUE_NAME else set()
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CorruptStore(what, f"its tar-split record cannot be read: {exc}") from None
+    return tuple(sorted(found))
+
+
+def _name(entry: dict[str, str]) -> bytes:
+    return base64.b64decode(entry["name_raw"]) if "name_raw" in entry else entry["name"].encode()

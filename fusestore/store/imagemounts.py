@@ -20,7 +20,7 @@ from fusestore.driver.mounter import Mounted
 from fusestore.driver.union.tree import Union
 from fusestore.errors import ImageNotFound, LayerNotFound, MountNotFound, NotSupported
 from fusestore.store.catalog import Catalog
-from fusestore.store.items import Image
+from fusestore.store.items import Container, Image, Item
 
 _LABEL = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -29,12 +29,12 @@ class ImageMounts(Catalog):
     """The part of `fusestore.store.storage.Store` that shows what is in images."""
 
     @contextmanager
-    def union(self, image: Image) -> Iterator[Union]:
-        """The image's files as a library object, without FUSE.  Raises LayerNotFound, OSError.
+    def union(self, item: Item) -> Iterator[Union]:
+        """The files of an image, container or layer as a library object, without FUSE.
 
-        The image cannot be deleted meanwhile.
+        It cannot be deleted meanwhile.  Raises LayerNotFound, OSError.
         """
-        top = _top(image)
+        top = top_layer(item)
         with ExitStack() as stack:
             if self.layer_items.exists(top):
                 cache_id = self.layer_items.record(top).cache_id
@@ -84,7 +84,7 @@ class ImageMounts(Catalog):
         """
         label = image.names[0] if image.names else image.id[:12]
         with ExitStack() as stack:
-            specs = tuple(self._specs_held(_top(image), stack))
+            specs = tuple(self._specs_held(top_layer(image), stack))
             driver = self.graph_driver
             spec = MountSpec(
                 specs,
@@ -125,16 +125,23 @@ class ImageMounts(Catalog):
         """Where an image is mounted."""
         return [present.mountpoint for present in self.mounts() if self._shows(present, image)]
 
+    def is_mountpoint(self, place: str) -> bool:
+        """True when one of ours is mounted on the directory `place`."""
+        return bool(self._mounted_at(place))
+
+    def _mounted_at(self, what: str) -> list[str]:
+        try:
+            place = os.path.realpath(what)
+        except FileNotFoundError:  # our working directory is gone, perhaps with a mount; `what` may be a name
+            place = what
+        return [m.mountpoint for m in self.mounts() if m.mountpoint == place]
+
     def unmount_image(self, what: str, *, force: bool = False) -> list[str]:
         """Unmount a directory, or an image wherever it is mounted; the directories.
 
         Raises MountNotFound, LayerInUse when it is busy (`force` takes it away all the same), OSError.
         """
-        try:
-            place = os.path.realpath(what)
-        except FileNotFoundError:  # our working directory is gone, perhaps with a mount; `what` may be a name
-            place = what
-        found = [m.mountpoint for m in self.mounts() if m.mountpoint == place]
+        found = self._mounted_at(what)
         if not found:
             with suppress(ImageNotFound):
                 found = self.mounts_of(self.image(what))
@@ -145,7 +152,11 @@ class ImageMounts(Catalog):
         return found
 
 
-def _top(image: Image) -> str:
-    if image.top_layer is None:
-        raise NotSupported(f"{image.id[:12]}: an image without layers has no files")
-    return image.top_layer
+def top_layer(item: Item) -> str:
+    """The id of the layer with an item's files.  Raises NotSupported."""
+    if isinstance(item, Container):
+        return item.layer
+    layer = item.top_layer if isinstance(item, Image) else item.id
+    if layer is None:
+        raise NotSupported(f"{item.id[:12]}: an image without layers has no files")
+    return layer

@@ -138,16 +138,17 @@ class Items(ABC, Generic[T]):
 
     def _records(self, where: str, *values: object) -> list[T]:
         """The items that `where` selects, in the kind's order."""
-        rows = self._database.select(
-            f"SELECT * FROM {self.table} WHERE {where} ORDER BY {self.order}", *values
-        )
-        those = f"SELECT id FROM {self.table} WHERE {where}"
-        names: dict[str, list[str]] = {}
-        those_names = f"FROM names WHERE kind = '{self.kind}' AND item IN ({those})"
-        query = f"SELECT item, name {those_names} ORDER BY position, name"
-        for item, name in self._database.select(query, *values):
-            names.setdefault(item, []).append(name)
-        blobs = self._blobs.described(self.kind, those, values)
+        with self._database.snapshot():
+            rows = self._database.select(
+                f"SELECT * FROM {self.table} WHERE {where} ORDER BY {self.order}", *values
+            )
+            those = f"SELECT id FROM {self.table} WHERE {where}"
+            names: dict[str, list[str]] = {}
+            those_names = f"FROM names WHERE kind = '{self.kind}' AND item IN ({those})"
+            query = f"SELECT item, name {those_names} ORDER BY position, name"
+            for item, name in self._database.select(query, *values):
+                names.setdefault(item, []).append(name)
+            blobs = self._blobs.described(self.kind, those, values)
         return [self._record(row, tuple(names.get(row["id"], ())), blobs.get(row["id"], {})) for row in rows]
 
     @abstractmethod

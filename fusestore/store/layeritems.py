@@ -101,7 +101,7 @@ class LayerItems(Items[LayerItem]):
         writeable: bool = True,
         diff: Readable | None = None,
         also: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> LayerItem:
         """Make a layer, empty or of the tar `diff`, compressed or not; `also` runs in the same transaction.
 
         Raises DuplicateID, DuplicateName, LayerNotFound, InvalidLayer, OSError; all is then as it was.
@@ -123,7 +123,7 @@ class LayerItems(Items[LayerItem]):
             record = LayerRecord(ChainID(item), None, below.chain_id if below else None, cache_id, 0, False)
             if diff is not None:
                 record = self._applied(record, diff)
-            self._publish(replace(record, label=mount_label), names, also)
+            return self._publish(replace(record, label=mount_label), names, also)
 
     def _applied(self, record: LayerRecord, diff: Readable) -> LayerRecord:
         """Apply a tar, plain or compressed, to a layer; the record with what it turned out to be."""
@@ -142,7 +142,7 @@ class LayerItems(Items[LayerItem]):
             descriptor={"mediaType": _MEDIA_TYPE + suffix, "digest": blob.digest(), "size": blob.size},
         )
 
-    def _publish(self, record: LayerRecord, names: Sequence[str], also: Callable[[], None]) -> None:
+    def _publish(self, record: LayerRecord, names: Sequence[str], also: Callable[[], None]) -> LayerItem:
         published: Held | None = None
         try:
             with self._database.transaction():
@@ -150,12 +150,14 @@ class LayerItems(Items[LayerItem]):
                 self._metadata.add(record)
                 self.name(record.chain_id, names)
                 also()
+                made = self.get(record.chain_id)
                 published = self._driver.publish(record.cache_id)
         except BaseException:
             if published is not None:
                 self._layer_store.unpublish(record.cache_id, published)
             raise
         published.close()
+        return made
 
     def _hold(self, record: LayerRecord) -> Held:
         try:
@@ -212,21 +214,27 @@ class LayerItems(Items[LayerItem]):
         return self._driver.mounted(self.record(item).cache_id)
 
     def at(self, path: str) -> str | None:
-        """The id of the layer that is mounted at `path`."""
-        cache_ids = [part for part in Path(os.path.abspath(path)).parts if len(part) == _CACHE_ID]
-        marks = ", ".join("?" * len(cache_ids))
-        rows = self._database.select(f"SELECT id FROM layers WHERE cache_id IN ({marks})", *cache_ids)
-        return rows[0]["id"] if rows else None
+        """The id of the layer that has its mountpoint at `path`."""
+        try:
+            place = Path(os.path.abspath(path))
+        except FileNotFoundError:  # a relative one, and our working directory is gone
+            return None
+        cache_ids = [CacheID(part) for part in place.parts if len(part) == _CACHE_ID]
+        for cache_id in cache_ids:
+            for row in self._database.select("SELECT id FROM layers WHERE cache_id = ?", cache_id):
+                if self._driver.mountpoint(cache_id) == place:
+                    return str(row["id"])
+        return None
 
     # -- what is in them ------------------------------------------------------------------------------
 
     def changes(self, parent: str | None, item: str) -> list[Change]:
         """What makes the layer out of `parent` (None: out of nothing), sorted by path."""
-        return self._driver.changes(self.record(item).cache_id, self._cache_id(parent))
+        return self._driver.changes(self.record(item).cache_id, self.cache_id(parent))
 
     def diff_size(self, parent: str | None, item: str) -> int:
         """Bytes of the files in the tar of that."""
-        return self._driver.diff_size(self.record(item).cache_id, self._cache_id(parent))
+        return self._driver.diff_size(self.record(item).cache_id, self.cache_id(parent))
 
     def diff(self, parent: str | None, item: str, form: str) -> io.BufferedReader:
         """That as a tar: the exact one that was applied, where there is one; compressed as `form`.
@@ -237,10 +245,11 @@ class LayerItems(Items[LayerItem]):
         if record.reproducible and parent == record.parent:
             tar = exact_tar(self._driver, record)
         else:
-            tar = tar_stream(self._driver.diff(record.cache_id, self._cache_id(parent)))
+            tar = tar_stream(self._driver.diff(record.cache_id, self.cache_id(parent)))
         return compressed_stream(tar, form)
 
-    def _cache_id(self, item: str | None) -> CacheID | None:
+    def cache_id(self, item: str | None) -> CacheID | None:
+        """The driver's name of a layer; None for "" and None."""
         return self.record(item).cache_id if item else None
 
     def apply_diff(self, item: str, diff: Readable) -> int:

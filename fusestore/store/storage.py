@@ -26,11 +26,13 @@ from fusestore.driver import mounter
 from fusestore.driver.api import Limits
 from fusestore.driver.fuse import FuseDriver
 from fusestore.errors import (
+    DuplicateID,
     ImageNotFound,
     ImageUsedByContainer,
     LayerInUse,
     LayerNotFound,
     LayerUsedByContainer,
+    NotSupported,
     ParentIsContainer,
     StoreIsReadOnly,
 )
@@ -77,7 +79,7 @@ class Store(LayerContents):
         self.graph_root, self.run_root = self.options.graph_root, config.private(self.options.run_root)
         self.read_only = self.graph_root.is_dir() and not os.access(self.graph_root, os.W_OK)
         if not self.read_only:
-            config.private(self.graph_root)
+            config.owned(self.graph_root)
         self.graph_driver = _driver(self.options)
         if not self.read_only:
             sweep(self.graph_root / "tmp")
@@ -165,17 +167,42 @@ class Store(LayerContents):
         `create_layer`, and InvalidLayer; all is then as it was.
         """
         layer_id = layer_id or new_id()
-        below = self._parent(parent) if parent else None
-        self.layer_items.create(layer_id, below, names, mount_label, writeable=writeable, diff=diff)
-        return self.layer_items.get(layer_id)
+
+        def make(below: str | None) -> LayerItem:
+            return self.layer_items.create(
+                layer_id, below, names, mount_label, writeable=writeable, diff=diff
+            )
+
+        return self._on(self._parent(parent) if parent else None, make)
+
+    def register(self, tar: Readable, parent: str | None = None) -> LayerItem:
+        """Make a registered layer, which has its chain ID as id, of an uncompressed tar; or find it.
+
+        It stays until it is deleted, or an image on it is.  Raises as `LayerStore.register`, and NotSupported
+        for a parent without a chain ID.
+        """
+        if parent is not None and not parent.startswith("sha256:"):
+            raise NotSupported(f"{parent}: not a registered layer, so what is on it has no chain ID")
+        below = self._borrowed(parent) if parent else None
+        handle = self.layer_store.register(tar, ChainID(below) if below else None)
+        return self.layer_items.get(handle.chain_id)  # not released, so it stays
 
     def _parent(self, name: str) -> str:
-        """A layer that others may be put on, as one of ours.  Raises LayerNotFound, ParentIsContainer."""
+        """The id of a layer that others may be put on.  Raises LayerNotFound, ParentIsContainer."""
         layer = self.layer(name)
         container = self.container_store.of_layer(layer.id)
         if container is not None:
             raise ParentIsContainer(layer.id, container.id)
-        return self._borrowed(layer.id)
+        return layer.id
+
+    def _on(self, layer: str | None, make: Callable[[str | None], LayerItem]) -> LayerItem:
+        """What `make` makes on top of a layer, which is borrowed first where it has to be."""
+        if layer is None:
+            return make(None)
+        try:
+            return make(self._borrowed(layer))
+        except LayerNotFound:  # another process may have given back just now what it had borrowed
+            return make(self._borrowed(layer))
 
     def delete_layer(self, name: str) -> None:
         """Delete a layer that nothing needs; it is unmounted.
@@ -184,20 +211,28 @@ class Store(LayerContents):
         StoreIsReadOnly.
         """
         layer = self._own_layer(name)
-        self._delete_layers(lambda: self._metadata.refuse_needed(ChainID(layer)), [layer])
 
-    def _delete_layers(self, verify: Callable[[], None], layers: Sequence[str]) -> None:
-        """Unmount and delete layers, topmost first, and those borrowed that nothing needs then."""
-        for layer in layers:
-            self.graph_driver.abandon(self.layer_items.record(layer).cache_id)
+        def choose() -> list[str]:
+            self._metadata.refuse_needed(ChainID(layer))
+            return [layer]
+
+        self._delete_layers(choose)
+
+    def _delete_layers(self, choose: Callable[[], Sequence[str]]) -> bool:
+        """Unmount and delete the layers that `choose` gives inside the transaction; False for none.
+
+        Borrowed ones that nothing needs then go too.
+        """
         with ExitStack() as stack, self._database.transaction():
-            verify()
+            layers = choose()
             for layer in layers:
-                parent = self.layer_items.record(layer).parent
+                record = self.layer_items.record(layer)
+                self.graph_driver.abandon(record.cache_id)
                 self.layer_items.doom(layer, stack)
-                self._give_back(parent, stack)
+                self._give_back(record.parent, stack)
         for layer in layers:
             self._blobs.delete_unnamed("layer", layer)
+        return bool(layers)
 
     # -- images ---------------------------------------------------------------------------------------
 
@@ -228,15 +263,15 @@ class Store(LayerContents):
             digest=digest,
             size=self._size_of_chain(top),
         )
-        self._add_image(image, big_data or {})
-        return self.image_store.get(image.id)
+        return self._add_image(image, big_data or {})
 
-    def _add_image(self, image: Image, blobs: Mapping[str, bytes]) -> None:
+    def _add_image(self, image: Image, blobs: Mapping[str, bytes]) -> Image:
         try:
             with self._blobs.setting(), self._database.transaction():
                 self.image_store.refuse_taken(image.id, image.names)
                 self.image_store.add(image, blobs)
                 self.image_store.name(image.id, image.names)
+                return self.image_store.get(image.id)
         except BaseException as exc:
             self.image_store.collect()
             if isinstance(exc, sqlite3.IntegrityError):
@@ -280,7 +315,8 @@ class Store(LayerContents):
         blobs = {key: self.big_data(image, key) for key in image.big_data}
         top = self._borrowed(image.top_layer) if image.top_layer else None
         free = [name for name in image.names if not self.image_store.exact(name)]
-        self._add_image(replace(image, top_layer=top, names=tuple(free), read_only=False), blobs)
+        with suppress(DuplicateID):  # another process was faster
+            self._add_image(replace(image, top_layer=top, names=tuple(free), read_only=False), blobs)
 
     def untag(self, names: Sequence[str]) -> None:
         """Take full names away from their images; the images stay."""
@@ -296,6 +332,7 @@ class Store(LayerContents):
         if image.read_only or not self.image_store.exists(image.id):
             raise StoreIsReadOnly(image.id)
         with ExitStack() as stack, suppress(_DryRun), self._database.transaction():
+            image = self.image_store.get(image.id)
             for container in self.container_store.of_image(image.id):
                 raise ImageUsedByContainer(image.id, container.id)
             self.image_store.delete(image.id)
@@ -374,15 +411,17 @@ class Store(LayerContents):
         )
         with self._database.transaction():
             self.container_store.refuse_taken(container.id, container.names)
-        below = self._borrowed(found.top_layer) if found and found.top_layer else None
 
         def also() -> None:
             if found and not found.read_only and not self.image_store.exists(found.id):
                 raise ImageNotFound(image)  # deleted meanwhile
             self.container_store.add(container)
 
-        self.layer_items.create(container.layer, below, mount_label=mount_label, also=also)
-        return self.container_store.get(container.id)
+        def make(below: str | None) -> LayerItem:
+            return self.layer_items.create(container.layer, below, mount_label=mount_label, also=also)
+
+        self._on(found.top_layer if found else None, make)
+        return container
 
     def delete_container(self, name: str) -> None:
         """Delete a container, its layer, which is unmounted, and its directories.
@@ -390,13 +429,16 @@ class Store(LayerContents):
         Raises ContainerNotFound, LayerInUse while another process works with its layer.
         """
         container = self.container(name)
-        self._delete_layers(lambda: self._unname_container(container), [container.layer])
-        self._blobs.delete_unnamed("container", container.id)
-        self.container_store.delete_directories(container.id)
 
-    def _unname_container(self, container: Container) -> None:
-        self.container_store.delete(container.id)
-        self._metadata.refuse_needed(ChainID(container.layer))
+        def choose() -> list[str]:
+            layer = self.container_store.get(container.id).layer
+            self.container_store.delete(container.id)
+            self._metadata.refuse_needed(ChainID(layer))
+            return [layer]
+
+        self._delete_layers(choose)
+        self._blobs.delete_unnamed("container", container.id)
+        self.container_store.collect()
 
     def container_size(self, name: str) -> int:
         """Bytes of a container: the tar of its changes, its big data, and files in its directories."""
@@ -426,7 +468,7 @@ class Store(LayerContents):
             self.delete_layer(item.id)
         else:
             with self._database.transaction():
-                self._own(item)
+                self._own(item).get(item.id)
                 for container in self.container_store.of_image(item.id):
                     raise ImageUsedByContainer(item.id, container.id)
                 self.image_store.delete(item.id)
@@ -444,8 +486,8 @@ class Store(LayerContents):
             self.layer_store.delete_mount(rw_layer.name)
         with self._database.transaction() as execute:
             execute("DELETE FROM images")
-        while leaves := self.layer_items.leaves():
-            self._delete_layers(lambda: None, leaves)
+        while self._delete_layers(self.layer_items.leaves):
+            pass
         self.collect(deep=True)
 
     def unmount_all(self) -> list[str]:
@@ -480,6 +522,8 @@ class Store(LayerContents):
             self.layer_store.cleanup()
         self.layer_store.collect()
         self.image_store.collect(deep=deep)
+        if deep:
+            self.container_store.collect()
 
 
 def _driver(options: StoreOptions) -> Driver:

@@ -8,12 +8,12 @@ config.md) and of Docker's schema 2, which differ in media types only.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fusestore import digest
+from fusestore.architecture import architecture
 from fusestore.digest import DiffID, Digest
 from fusestore.errors import InvalidImage
 
@@ -28,19 +28,6 @@ DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 
 _INDEXES = (INDEX, DOCKER_LIST)
 _MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
-
-# uname -m -> GOARCH and its variant
-_ARCHITECTURES = {
-    "x86_64": ("amd64", ""),
-    "aarch64": ("arm64", "v8"),
-    "armv7l": ("arm", "v7"),
-    "armv6l": ("arm", "v6"),
-    "i686": ("386", ""),
-    "ppc64le": ("ppc64le", ""),
-    "s390x": ("s390x", ""),
-    "riscv64": ("riscv64", ""),
-    "loongarch64": ("loong64", ""),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +112,15 @@ def for_this_platform(entries: list[Descriptor], where: str) -> Descriptor:
     """The entry for this machine, or the only one if it names no platform.  Raises InvalidImage."""
     if len(entries) == 1 and not entries[0].platform:
         return entries[0]
-    architecture, variant = _ARCHITECTURES.get(os.uname().machine, (os.uname().machine, ""))
+    machine, variant = architecture()
     fitting = [
-        e
-        for e in entries
-        if e.platform.get("os") == "linux" and e.platform.get("architecture") == architecture
+        e for e in entries if e.platform.get("os") == "linux" and e.platform.get("architecture") == machine
     ]
     exact = [e for e in fitting if e.platform.get("variant", "") in ("", variant)]
     if exact or fitting:
         return (exact or fitting)[0]
     offered = sorted({_platform(e) for e in entries})
-    raise InvalidImage(where, f"no image for linux/{architecture}; it has {', '.join(offered) or 'none'}")
+    raise InvalidImage(where, f"no image for linux/{machine}; it has {', '.join(offered) or 'none'}")
 
 
 def _platform(entry: Descriptor) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from support.fsck import broken
 from support.layers import tree
+from support.old_formats import downgrade
 from support.tars import CHAR, Stream, folder, hard_link, member, symlink, tar
 
 from fusestore.digest import new_cache_id
@@ -53,7 +54,6 @@ TOP = tar(
     member("d/b", b"2"),
     folder("t"),
 )
-_FORMAT_1 = ("settings", "layers", "images", "names", "big_data")
 #: What is done to an RW layer first, and then.
 CHANGES = tar(member("was", b"a file now"), member(".wh.gone"), member("own/x", b"x"), member("m", b"new"))
 MORE = tar(
@@ -246,13 +246,7 @@ def _old(session: Session) -> None:
     """A store of format 1: no RW layers, no descriptors, no tar-split records."""
     session.register(BASE, MIDDLE)
     session.close()
-    for record in session.root.glob("*/*/tar-split.json.gz"):
-        record.unlink()
-    database = sqlite3.connect(session.root / "store.db")
-    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    newer = "".join(f"DROP TABLE {name};" for name in tables if name not in _FORMAT_1)
-    database.executescript(f"{newer} ALTER TABLE layers DROP COLUMN descriptor; PRAGMA user_version = 1")
-    database.close()
+    downgrade(session.root, 1)
 
 
 def _read(session: Session, grip: tuple[Layer, RWLayer]) -> object:

@@ -32,6 +32,7 @@ from fusestore.errors import InvalidOption, NotSupported
         (("~/flag", None), {"FUSESTORE_ROOT": "~/env"}, "graphroot = '$HOME/file'", "~/flag", None),
         ((), {"FUSESTORE_ROOT": ""}, "graphroot = ''", "~/.local/share/fusestore", None),
         ((), {"XDG_RUNTIME_DIR": "/does/not/exist"}, "", None, f"/tmp/fusestore-{os.getuid()}"),
+        ((), {"XDG_RUNTIME_DIR": "/etc"}, "", None, f"/tmp/fusestore-{os.getuid()}"),
         ((), {"XDG_RUNTIME_DIR": ""}, "", None, f"/tmp/fusestore-{os.getuid()}"),
         ((), {"XDG_RUNTIME_DIR": "/dev/shm"}, "", None, "/dev/shm/fusestore"),
         ((), {"XDG_RUNTIME_DIR": "/dev/shm"}, "runroot = '$HOME/file'", None, "~/file"),
@@ -173,9 +174,10 @@ def test_a_named_file_of_podmans_goes_over_ours_but_its_places_are_podmans(home:
         *("[storage.options.overlay]", "size = '2G'", "inodes = '7'"),
         name="podman.conf",
     )
-    home.environment({"CONTAINERS_STORAGE_CONF": "~/podman.conf", "FUSESTORE_RUNROOT": "/run"})
+    home.environment({"CONTAINERS_STORAGE_CONF": "~/podman.conf"})
     options = config.options()
-    assert (options.graph_root, options.run_root) == (Path("/ours"), Path("/run"))
+    assert options.graph_root == Path("/ours")
+    assert options.run_root == Path(f"/tmp/fusestore-{os.getuid()}")
     assert options.graph_driver_name == "fuse"
     assert options.graph_options == ("fuse.size=2G", "fuse.inodes=7")
     home.write("[storage.options.overlay]", "inodes = '8'", name="over.conf")
@@ -274,8 +276,8 @@ def test_an_unknown_key_is_warned_of_and_the_rest_counts(home: Home, caplog):
         ("options.thinpool.size = '1'", "no such driver"),
         ("options.ignore_chown_errors = 'true'", "owners are kept beside the files"),
         ("options.ignore_chown_errors = false", "owners are kept beside the files"),
-        ("options.overlay.force_mask = 'shared'", "closed to others"),
-        ("options.force_mask = 0o755", "closed to others"),
+        ("options.overlay.force_mask = 'shared'", "mode of the store's directory"),
+        ("options.force_mask = 0o755", "mode of the store's directory"),
         ("options.overlay.mount_program = '/absent'", "mounts by itself"),
         ("options.mountopt = 'nodev,metacopy=on'", "nodev and nosuid"),
         ("options.overlay.skip_mount_home = 'false'", "bind-mounted"),
@@ -314,3 +316,20 @@ def test_without_files_nothing_is_loaded_to_read_them(home: Home):
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30
     )
     assert answer.stdout == "\n"
+
+
+def test_a_file_in_the_place_of_the_directory_for_drop_ins_is_none(home: Home):
+    home.write("[storage]", "graphroot = '/main'")
+    home.write("not TOML", name=home.DROP_INS)
+    assert config.options().graph_root == Path("/main")
+
+
+def test_a_closed_configuration_directory_is_none(home: Home):
+    home.write("[storage]", "graphroot = '/hidden'")
+    home.write("[storage]", "graphroot = '/hidden'", name=f"{home.DROP_INS}/1.toml")
+    closed = home.directory / ".config"
+    closed.chmod(0)
+    try:
+        assert config.options().graph_root == home.directory / ".local/share/fusestore"
+    finally:
+        closed.chmod(0o700)

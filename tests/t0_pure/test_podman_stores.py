@@ -84,7 +84,7 @@ def test_own_stores(home: Home, files, environment, exist, found):
     if found:
         assert relative(home, podman.stores()) == found
     else:
-        with pytest.raises(InvalidOption, match="podman: it has no store at .*; name the directory of one"):
+        with pytest.raises(InvalidOption, match=r"podman: it has no store at .*; name the directory of one"):
             podman.stores()
 
 

@@ -104,7 +104,7 @@ def test_remove_tree_of_odd_things(tmp):
 
 def test_remove_tree_deeper_than_a_path_may_be_long(tmp):
     """It stands below the store's own path, so what is relative to it may use all of PATH_MAX."""
-    names = ["tree", *["d" * 250] * 16]
+    names = ["tree", *["d" * 250] * 16, "d" * 70]
     with files.opened(tmp) as top:
         for i in range(len(names)):
             os.mkdir("/".join(names[: i + 1]), dir_fd=top)

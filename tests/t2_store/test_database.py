@@ -8,9 +8,10 @@ import sys
 
 import pytest
 from support.images import oci
+from support.layers import paths
 from support.tars import member, tar
 
-from fusestore.errors import CorruptStore, NotSupported
+from fusestore.errors import CorruptStore, NotSupported, StoreIsReadOnly
 from fusestore.store.database import Database
 from fusestore.store.storage import Store
 from fusestore.transport import pipeline
@@ -109,21 +110,59 @@ def test_transactions_take_effect_whole_or_not_at_all(tmp_path):
     other.close()
 
 
-def test_rows_need_the_rows_they_name(store):
-    with pytest.raises(sqlite3.IntegrityError), store._database.transaction() as execute:
-        execute("INSERT INTO names VALUES ('x', 'no such image')")
-    with pytest.raises(sqlite3.IntegrityError), store._database.transaction() as execute:
-        execute("INSERT INTO layers VALUES ('a', 'b', 'no such parent', 'c', 0, 1, 0, NULL)")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO layers (id, parent, cache_id, size, reproducible, created)"
+        " VALUES ('a', 'no such layer', 'c', 0, 1, 0)",
+        "INSERT INTO images (id, top_layer, size, created) VALUES ('a', 'no such layer', 0, 0)",
+        "INSERT INTO rw_layers VALUES ('a', 'm', NULL, 'no such layer', '', '{}', 0)",
+        "INSERT INTO graph_images VALUES ('a', 'no such image', 'c', 0, '{}', 0)",
+        "INSERT INTO containers (id, image, layer, created) VALUES ('a', '', 'no such layer', 0)",
+    ],
+)
+def test_rows_need_the_rows_they_name(store, statement):
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"), store._database.transaction() as execute:
+        execute(statement)
 
 
-def test_a_database_that_cannot_be_written(store_root, runroot, tmp_path):
+@pytest.mark.parametrize("kind", ["layer", "image", "container"])
+def test_names_and_blobs_go_with_the_item_that_has_them(store, kind):
+    """And only with that one: items of other kinds, and others of this kind, keep theirs."""
+    select = store._database.select
+    for one in ("x", "y"):
+        select("INSERT INTO layers (id, cache_id, size, reproducible, created) VALUES (?1, ?1, 0, 0, 0)", one)
+        select("INSERT INTO images (id, size, created) VALUES (?, 0, 0)", one)
+        select("INSERT INTO containers (id, image, layer, created) VALUES (?1, '', ?1, 0)", one)
+    every = [(of, one) for of in ("container", "image", "layer") for one in ("x", "y")]
+    for of, one in every:
+        select("INSERT INTO names VALUES (?1, ?2, ?2, 0)", of, one)
+        select("INSERT INTO big_data VALUES (?1, ?2, 'key', 0, 'sha256:0', ?1 || ?2)", of, one)
+    if kind == "layer":
+        select("DELETE FROM containers WHERE id = 'x'")
+        every.remove(("container", "x"))
+    select(f"DELETE FROM {kind}s WHERE id = 'x'")
+    every.remove((kind, "x"))
+    for table in ("names", "big_data"):
+        assert [tuple(row) for row in select(f"SELECT kind, item FROM {table} ORDER BY 1, 2")] == every
+    for table in ("containers", "images", "layers"):
+        select(f"DELETE FROM {table}")
+
+
+def test_a_store_that_cannot_be_written_can_be_read(store_root, runroot, tmp_path):
     with Store(str(store_root), str(runroot)) as store:
-        pipeline.load(store, str(oci(tmp_path / "oci", tar(member("f")))))
+        (image,) = pipeline.load(store, str(oci(tmp_path / "oci", tar(member("f")))))
     store_root.chmod(0o500)
     try:
-        with pytest.raises(OSError) as caught, Store(str(store_root), str(runroot)) as store:
-            pipeline.load(store, str(oci(tmp_path / "other", tar(member("g")))))
-        assert str(caught.value)
+        with Store(str(store_root), str(runroot)) as store:
+            assert (store.read_only, store.images()) == (True, [image])
+            with store.union(image) as union:
+                assert paths(union) == [b"f"]
+            with pytest.raises(StoreIsReadOnly, match=f"{store_root}: read-only"):
+                pipeline.load(store, str(oci(tmp_path / "other", tar(member("g")))))
+            with pytest.raises(StoreIsReadOnly):
+                store.delete_image(image.id)
+            assert store.images() == [image]
     finally:
         store_root.chmod(0o700)
 

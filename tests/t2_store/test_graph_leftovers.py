@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.fsck import garbage, problems
 from support.graphs import DRIVERS, chain, graphs, image, names, sql
+from support.old_formats import downgrade
 from support.tars import Stream, folder, member, tar
 
 from fusestore.digest import new_cache_id
@@ -129,13 +130,8 @@ def test_a_graph_and_a_layer_store_side_by_side(graph, store_root):
 
 
 def test_a_store_of_format_1_gets_the_table(graph, reopened, store_root):
-    for statement in (
-        "DROP TABLE graph_images",
-        "DROP TABLE rw_layers",
-        "ALTER TABLE layers DROP COLUMN descriptor",
-        "PRAGMA user_version = 1",
-    ):
-        sql(store_root, statement)
+    graph._database.close()
+    downgrade(store_root, 1)
     graph = reopened()
     (made,) = chain(graph, A)
     assert names(graph, made.id) == [b"a"]

@@ -1,0 +1,54 @@
+"""A whole store on either driver, and what tests of it say again and again."""
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+from support.fsck import problems
+from support.tars import folder, member, tar
+
+from fusestore.config import StoreOptions
+from fusestore.store.storage import Store
+
+DRIVERS = ("fuse", "vfs")
+
+A, B, C = (tar(member(name, name * 10)) for name in (b"a", b"b", b"c"))
+TREE = tar(folder("etc"), member("etc/motd", b"hello\n"), member("etc/issue", b"x" * 700))
+ABOVE = tar(member("etc/.wh.motd"), member("new", b"new"))
+ZIPPED = gzip.compress(A, mtime=0)
+JUNK = b"this is no tar " * 100
+
+
+def opened(root: Path, runroot: Path, driver: str, *additional: Path) -> Store:
+    """The store at `root`, as any process opens it."""
+    return Store(
+        options=StoreOptions(
+            root, runroot, graph_driver_name=driver, additional_stores=tuple(map(Path, additional))
+        )
+    )
+
+
+def checked(root: Path, runroot: Path, driver: str) -> Iterator[Store]:
+    """For a fixture: an empty store that must be in order at the end, and have nothing mounted."""
+    with opened(root, runroot, driver) as store:
+        yield store
+        store.unmount_all()
+    assert problems(root) == []
+
+
+def changes(store: Store, from_: str, to: str) -> list[str]:
+    """`Store.changes` in the words of ``podman diff``."""
+    return [f"{change.kind.value} {change.path.decode()}" for change in store.changes(from_, to)]
+
+
+def contents(store: Store) -> dict[str, list]:
+    """Everything that a store tells of its items."""
+    return {
+        "layers": store.layers(),
+        "images": store.images(),
+        "containers": store.containers(),
+        "driver": store.graph_driver.list_layers(),
+        "big": sorted(str(path) for path in (store.graph_root / "big").rglob("*")),
+        "directories": sorted(str(path) for path in store.graph_root.glob("containers/*")),
+        "half-made": list((store.graph_root / "tmp").iterdir()),
+    }
