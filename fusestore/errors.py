@@ -109,14 +109,6 @@ class ParentIsContainer(FusestoreError, ValueError):
         self.layer, self.container = layer, container
 
 
-class SizeUnknown(FusestoreError):
-    """The size of big data is not known (containers/storage: ErrSizeUnknown)."""
-
-    def __init__(self, item: str, key: str) -> None:
-        super().__init__(f"{printable(item)}: size of {printable(key)} is not known")
-        self.item, self.key = item, key
-
-
 class BigDataNotFound(FusestoreError, KeyError):
     """An item has no big data under this key (containers/storage: os.ErrNotExist)."""
 
@@ -125,6 +117,14 @@ class BigDataNotFound(FusestoreError, KeyError):
         self.item, self.key = item, key
 
     __str__ = FusestoreError.__str__  # a KeyError shows the repr
+
+
+class InvalidText(FusestoreError, ValueError):
+    """An id, a name or metadata with bytes that are no UTF-8."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{printable(text)}: not text: it must be UTF-8")
+        self.text = text
 
 
 class InvalidBigDataName(FusestoreError, ValueError):
@@ -152,10 +152,6 @@ class InvalidOption(FusestoreError, ValueError):
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(f"{printable(source)}: {printable(reason)}")
         self.source, self.reason = source, reason
-
-
-class IncompleteOptions(FusestoreError, ValueError):
-    """Options for a store that do not say where it is (containers/storage: ErrIncompleteOptions)."""
 
 
 class LayerNotRetained(FusestoreError):

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from fusestore.compression import compressed
+from fusestore.compression import FORMATS, compressed
 from fusestore.digest import DiffID, Digest
 from fusestore.errors import CorruptStore
 
@@ -69,7 +69,13 @@ def tar_stream(
 
 
 def compressed_stream(stream: io.BufferedReader, form: str) -> io.BufferedReader:
-    """`stream` in one of `fusestore.compression.FORMATS`, as it is for ""; closing it closes `stream`."""
+    """`stream` in one of `fusestore.compression.FORMATS`, as it is for ""; closing it closes `stream`.
+
+    Raises ValueError for any other.
+    """
     if not form:
         return stream
+    if form not in FORMATS:
+        stream.close()
+        raise ValueError(f"{form}: not a form of compression; there are {', '.join(FORMATS)}")
     return tar_stream(compressed(iter(lambda: stream.read(1 << 20), b""), form), None, stream.close)

@@ -11,12 +11,11 @@ from contextlib import AbstractContextManager
 
 import click
 
-from fusestore.cli.output import FORMAT, as_json, open_store
+from fusestore.cli.output import FORMAT, as_json, lookup, open_store
 from fusestore.driver.union.resolve import Entry, children, resolve
 from fusestore.driver.union.tree import Union
-from fusestore.errors import ItemNotFound, printable
-from fusestore.store.items import Container, Image, Item
-from fusestore.store.storage import Store
+from fusestore.errors import printable
+from fusestore.store.items import Container, Image
 
 _HALF_A_YEAR = 15_778_476  # seconds; older times are shown with the year, as ls does
 _CHUNK = 1 << 20
@@ -26,15 +25,7 @@ def _opened(ctx: click.Context, where: str) -> tuple[AbstractContextManager[Unio
     """NAME[:PATH]; a reference never has ``:/`` in it, so that is where the path begins."""
     name, _, path = where.partition(":/")
     store = open_store(ctx)
-    return store.union(_item(store, name)), os.fsencode(path)
-
-
-def _item(store: Store, name: str) -> Item:
-    """The container or image of a name; an error is about images, which are what most people mean."""
-    try:
-        return store.any(name, (Container, Image))
-    except ItemNotFound:
-        return store.image(name)
+    return store.union(lookup(store, name, Container, Image)), os.fsencode(path)
 
 
 @click.command()

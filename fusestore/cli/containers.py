@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fusestore import reference
-from fusestore.cli.output import FORMAT, age, as_json, open_store, size, table
+from fusestore.cli.output import FORMAT, age, as_json, note_unreadable, open_store, size, table
 from fusestore.errors import ImageNotFound, LayerInUse
 from fusestore.store.items import Container
 from fusestore.store.storage import Store
@@ -37,8 +37,12 @@ def create(ctx: click.Context, image: str, name: str | None, metadata: str, quie
 
 def created(store: Store, image: str, name: str | None, metadata: str = "") -> Container:
     """A new container, as the command line makes them."""
-    found = "" if image == "scratch" else store.image(image).id
-    return store.create_container(names=[name] if name else [], image=found, metadata=metadata)
+    base = None if image == "scratch" else store.image(image)
+    if base is not None:
+        note_unreadable(store, base)
+    return store.create_container(
+        names=[name] if name else [], image=base.id if base else "", metadata=metadata
+    )
 
 
 @click.command()

@@ -6,9 +6,9 @@ import sys
 
 import click
 
-from fusestore.cli.output import as_json, open_store
+from fusestore.cli.output import as_json, lookup, open_store
 from fusestore.errors import printable
-from fusestore.store.imagemounts import top_layer
+from fusestore.store.imagemounts import files_of
 from fusestore.store.items import Container, Image, LayerItem
 
 _ORDER = Container, Image, LayerItem
@@ -31,17 +31,16 @@ def diff(ctx: click.Context, name: str, other: str | None, form: str, quiet: boo
     fusestore diff debian:13 debian:12
     """
     store = open_store(ctx)
-    layer, below = top_layer(store.any(name, _ORDER)), ""
-    if other is not None:
-        below = top_layer(store.any(other, _ORDER))
+    layer = files_of(lookup(store, name, *_ORDER))
+    below = "" if other is None else files_of(lookup(store, other, *_ORDER))
     changes = store.changes(below, layer)
     if quiet:
         sys.exit(1 if changes else 0)
     if form == "json":
-        found: dict[str, list[str]] = {word: [] for word in _WORDS.values()}
+        paths: dict[str, list[str]] = {word: [] for word in _WORDS.values()}
         for change in changes:
-            found[_WORDS[change.kind.value]].append("/" + printable(change.path))
-        as_json({word: paths for word, paths in found.items() if paths})
+            paths[_WORDS[change.kind.value]].append("/" + printable(change.path))
+        as_json({word: those for word, those in paths.items() if those})
         return
     for change in changes:
         path = printable(change.path).encode() if sys.stdout.isatty() else change.path

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from fusestore.cli.images import listed, run_configuration
-from fusestore.cli.output import as_json, open_store
-from fusestore.errors import BigDataNotFound, ItemNotFound
+from fusestore.cli.output import as_json, lookup, open_store
+from fusestore.errors import BigDataNotFound
 from fusestore.store.items import Container, Image
 from fusestore.store.storage import Store
 
@@ -31,10 +31,7 @@ def inspect(ctx: click.Context, names: tuple[str, ...], form: str) -> None:
 
 
 def _inspected(store: Store, name: str) -> dict[str, Any]:
-    try:
-        item = store.any(name, (Container, Image))
-    except ItemNotFound:
-        item = store.image(name)  # for its error: most people mean images
+    item = lookup(store, name, Container, Image)
     return _container(store, item) if isinstance(item, Container) else _image(store, store.image(item.id))
 
 
@@ -94,4 +91,5 @@ def _image(store: Store, image: Image) -> dict[str, Any]:
         "History": configuration.get("history") or [],
         "NamesHistory": list(image.names_history or image.names),
         "ReadOnly": image.read_only,
+        "ForeignOwners": [str(owner) for owner in store.unreadable(image)],
     }

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from fusestore.cli.containers import created
-from fusestore.cli.output import FORMAT, as_json, open_store, table
+from fusestore.cli.output import FORMAT, as_json, lookup, note_unreadable, open_store, table
 from fusestore.driver.mounter import Mounted
 from fusestore.errors import ItemNotFound
-from fusestore.store.imagemounts import top_layer
+from fusestore.store.imagemounts import files_of
 from fusestore.store.items import Container, Image, Item, LayerItem
 from fusestore.store.storage import Store
 
@@ -63,7 +63,7 @@ def mount(
             if image.top_layer is not None:
                 click.echo(str(store.mount_image(image, allow_other=allow_other)))
     elif name is not None:
-        click.echo(str(_mounted(store, store.any(name, _ORDER), directory, allow_other=allow_other)))
+        click.echo(str(_mounted(store, lookup(store, name, *_ORDER), directory, allow_other=allow_other)))
     else:
         _list(store, form)
 
@@ -77,6 +77,7 @@ def _mounted_container(store: Store, container: Container) -> Path:
 
 
 def _mounted(store: Store, item: Item, directory: str | None, *, allow_other: bool) -> Path:
+    note_unreadable(store, item)
     if isinstance(item, Image):
         place = Path(directory) if directory is not None else None
         return store.mount_image(item, place, allow_other=allow_other)
@@ -152,9 +153,9 @@ def _unmounted(store: Store, name: str, *, force: bool, everywhere: bool = False
             item = None
         if item is None or isinstance(item, Image):
             return store.unmount_image(name, force=force)
-        layer = top_layer(item)
+        layer = files_of(item)
     place = str(store.mountpoint(layer))
-    while store.unmount(layer, force=force):
+    while store.unmount(name, force=force):
         if not everywhere:
             return []
     return [place]

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fusestore import reference
-from fusestore.cli.output import FORMAT, as_json, open_store, size, table, written
+from fusestore.cli.output import FORMAT, as_json, lookup, open_store, size, table, written
 from fusestore.errors import ItemNotFound
 from fusestore.store.items import Container, Image, Item, LayerItem
 
@@ -45,14 +45,14 @@ def untag(ctx: click.Context, image: str, names: tuple[str, ...]) -> None:
     fusestore untag debian:12 my/base:1
     """
     store = open_store(ctx)
-    found = store.image(image)
+    present = store.image(image)
     doomed = []
     for name in names:
-        candidates = [n for n in reference.candidates(name) if n in found.names]
+        candidates = [n for n in reference.candidates(name) if n in present.names]
         if not candidates:
-            raise ItemNotFound(name, f"not a name of {found.id[:12]}, which has {', '.join(found.names)}")
+            raise ItemNotFound(name, f"not a name of {present.id[:12]}, which has {', '.join(present.names)}")
         doomed.append(candidates[0])
-    store.remove_names(found.id, doomed or found.names)
+    store.remove_names(present.id, doomed or present.names)
 
 
 @click.command()
@@ -88,7 +88,7 @@ def metadata(ctx: click.Context, name: str, text: str | None, file: str | None) 
     if text is not None and file is not None:
         raise click.UsageError("give --set or --file, not both")
     store = open_store(ctx)
-    item = store.any(name, _ORDER)
+    item = lookup(store, name, *_ORDER)
     if file is not None:
         text = _read(file).decode()
     if text is None:
@@ -116,7 +116,7 @@ def list_(ctx: click.Context, name: str, form: str) -> None:
     \b
     fusestore big-data ls debian:12
     """
-    item = open_store(ctx).any(name, _ORDER)
+    item = lookup(open_store(ctx), name, *_ORDER)
     if form == "json":
         as_json([{"Key": k, "Size": b.size, "Digest": b.digest} for k, b in sorted(item.big_data.items())])
         return
@@ -138,7 +138,7 @@ def get(ctx: click.Context, name: str, key: str, file: str | None) -> None:
     fusestore big-data get debian:12 manifest | jq .
     """
     store = open_store(ctx)
-    data = store.big_data(store.any(name, _ORDER), key)
+    data = store.big_data(lookup(store, name, *_ORDER), key)
     with written(file) as output:
         output.write(data)
 
@@ -155,4 +155,4 @@ def set_(ctx: click.Context, name: str, key: str, file: str) -> None:
     fusestore big-data set work notes notes.txt
     """
     store = open_store(ctx)
-    store.set_big_data(store.any(name, _ORDER), key, _read(file))
+    store.set_big_data(lookup(store, name, *_ORDER), key, _read(file))

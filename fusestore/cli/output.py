@@ -15,6 +15,8 @@ from typing import IO, Any
 import click
 
 from fusestore.cli import Globals
+from fusestore.errors import ItemNotFound
+from fusestore.store.items import Image, Item
 from fusestore.store.storage import Store
 from fusestore.transport.source import Progress, Quiet
 
@@ -32,6 +34,26 @@ def open_store(ctx: click.Context) -> Store:
     """The store that the global options name, closed when the command ends."""
     options: Globals = ctx.find_object(Globals) or Globals()
     return ctx.with_resource(Store(options=options.store_options()))
+
+
+def lookup(store: Store, name: str, *kinds: type[Item]) -> Item:
+    """What `name` means, of the first of these kinds that has it.
+
+    Raises ItemNotFound; where it may be an image, with the names that may have been meant.
+    """
+    try:
+        return store.any(name, kinds)
+    except ItemNotFound:
+        if Image in kinds:
+            store.image(name)
+        raise
+
+
+def note_unreadable(store: Store, item: Item) -> None:
+    """Tell whose files in an additional store may be closed to us, on stderr."""
+    if owners := store.unreadable(item):
+        who = ", ".join(map(str, owners))
+        click.echo(f"fusestore: files of {who} may not be readable: another user owns them", err=True)
 
 
 def table(rows: Sequence[Sequence[str]], heading: Sequence[str] = ()) -> None:

@@ -9,7 +9,7 @@ under ``tmp/`` that the next one removes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -39,7 +39,7 @@ class Limits:
 
 
 #: The uids and the gids of the entries of a tar, each sorted.
-Owners = tuple[Sequence[int], Sequence[int]]
+Owners = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)

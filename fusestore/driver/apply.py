@@ -114,7 +114,7 @@ class Unpacked:
         """The owners; None where they are too many to keep."""
         if max(len(self.uids), len(self.gids)) > _OWNERS:
             return None
-        return sorted(self.uids), sorted(self.gids)
+        return tuple(sorted(self.uids)), tuple(sorted(self.gids))
 
 
 def unpack(

@@ -153,8 +153,9 @@ class Home(ABC):
             )
         if not os.path.isabs(spec.path):
             raise ValueError(f"{spec.path}: not an absolute path")
-        with opened(Path(spec.path)), self._staging(cache_id, parent) as directory:
-            write_borrowed(directory, spec, spec.origin or Origin(self.ownership, self.spelling))
+        origin = spec.origin or Origin(self.ownership, self.spelling)
+        with open_layer(spec, None, None), self._staging(cache_id, parent) as directory:
+            write_borrowed(directory, spec, origin)
             _sync_files(directory)
             return self.publish(cache_id)
 

@@ -30,13 +30,16 @@ class Origin:
     """How a layer that another program or store keeps differs from the layers around it.
 
     `ownership` None means: tell by the root's ``override_stat``; `spelling` None: either.  `uids` and `gids`
-    map the ids on disk (stored, shown, count); one in no range is shown as the overflow id.
+    map the ids on disk (stored, shown, count); one in no range is shown as the overflow id.  `opaque` are the
+    directories that hide those below by marks that we may not see (``trusted.``, which are for root only);
+    paths in the layer, that of its root is "".
     """
 
     ownership: Ownership | None = None
     spelling: Spelling | None = None
     uids: tuple[Range, ...] = ()
     gids: tuple[Range, ...] = ()
+    opaque: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """As plain data."""
@@ -50,6 +53,7 @@ class Origin:
             Spelling(data["spelling"]) if data["spelling"] else None,
             _ranges(data["uids"]),
             _ranges(data["gids"]),
+            tuple(data["opaque"]),
         )
 
 

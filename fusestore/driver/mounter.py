@@ -110,7 +110,8 @@ def _verify(mountpoint: Path, spec: MountSpec, runroot: Path) -> None:
         raise InvalidMountpoint(path, "not a directory")
     if not may_mount() and (st.st_uid != os.getuid() or not os.access(mountpoint, os.W_OK)):
         raise InvalidMountpoint(path, "not a directory of yours; choose one that you own")
-    if Path(spec.home).is_relative_to(mountpoint) or mountpoint.is_relative_to(spec.home):
+    places = [spec.home, *(layer.path for layer in spec.layers)]
+    if Path(spec.home).is_relative_to(mountpoint) or any(map(mountpoint.is_relative_to, places)):
         raise InvalidMountpoint(path, "the store itself is there")
     if _mount_table().get(path) is not None:
         raise InvalidMountpoint(path, "something is mounted there already")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -23,9 +24,15 @@ def open_layer(
     origin = spec.origin
     if origin is None:
         return LayerDir(spec.path, ownership, spelling, spec.links, prefix)
-    owners = Owners(origin.uids, origin.gids) if origin.uids or origin.gids else None
     return LayerDir(
-        spec.path, origin.ownership, origin.spelling, spec.links, prefix, owners=owners, foreign=True
+        spec.path,
+        origin.ownership,
+        origin.spelling,
+        spec.links,
+        prefix,
+        foreign=True,
+        owners=Owners(origin.uids, origin.gids) if origin.uids or origin.gids else None,
+        opaque=frozenset(map(os.fsencode, origin.opaque)),
     )
 
 

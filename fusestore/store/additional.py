@@ -224,26 +224,32 @@ class FusestoreRoot:
 
         Raises LayerNotFound, CorruptStore when one is missing.
         """
-        return tuple(self._spec(record) for record in self._chain(layer_id))
+        return tuple(map(self._spec, self._stack(self._metadata.get(ChainID(layer_id)))))
 
-    def _chain(self, layer_id: str) -> list[LayerRecord]:
-        """The layers that it takes to show one."""
-        chain = self._metadata.chain(ChainID(layer_id))
-        return chain[:1] if self.driver_name == "vfs" else chain
+    def _stack(self, record: LayerRecord) -> list[Path]:
+        """The directories that the driver puts on one another; not all parents, where one is a full copy."""
+        top = self._directory(record)
+        try:
+            links = (top / "lower").read_text().split(":")
+        except FileNotFoundError:
+            return [top]
+        try:
+            return [top, *(top.parent / (top.parent / link).readlink().parent.name for link in links)]
+        except OSError as exc:
+            raise CorruptStore(str(top / "lower"), str(exc)) from None
 
-    def _spec(self, record: LayerRecord) -> LayerSpec:
-        directory = self._directory(record)
+    def _directory(self, record: LayerRecord) -> Path:
+        return self.path / self.driver_name / record.cache_id
+
+    def _spec(self, directory: Path) -> LayerSpec:
         takes_changes = (directory / "work").is_dir() and not (directory / "committed").exists()
         links = None if takes_changes else f"{directory}/links"  # nothing is recorded of them
         spec = read_borrowed(directory) or LayerSpec(
             f"{directory}/diff", links, f"{directory}/lock", self._origin()
         )
         if not os.path.isdir(spec.path):
-            raise CorruptStore(spec.path, f"the files of layer {record.chain_id} are not there")
+            raise CorruptStore(spec.path, "the files of this layer are not there")
         return spec if os.access(f"{directory}/lock", os.R_OK) else replace(spec, lock=None)
-
-    def _directory(self, record: LayerRecord) -> Path:
-        return self.path / self.driver_name / record.cache_id
 
     def _origin(self) -> Origin:
         """What all its own layers are like; see `fusestore.driver.home`."""
@@ -273,7 +279,8 @@ class FusestoreRoot:
         owner = self.path.stat().st_uid
         chain = self._metadata.chain(ChainID(layer_id))
         return predicted(
-            Part(self._spec(record), owner, record.owners[0] if record.owners else None) for record in chain
+            Part(self._spec(self._directory(record)), owner, record.owners[0] if record.owners else None)
+            for record in chain
         )
 
     def hold(self, layer_id: str) -> Held:

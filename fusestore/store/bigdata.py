@@ -33,9 +33,11 @@ def big_data_name(key: str) -> str:
     A key of small letters, digits and dots is itself, others are ``=`` and their base64, in which ``_``
     stands for the ``/`` that upstream cannot store.
     """
+    if key in ("", ".", ".."):
+        raise InvalidBigDataName(key)
     encoded = key.encode("utf-8", "surrogateescape")
     name = key if _PLAIN.fullmatch(key) else "=" + base64.b64encode(encoded, altchars=b"+_").decode()
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
+    if "/" in name or "\0" in name:
         raise InvalidBigDataName(key)
     return name
 

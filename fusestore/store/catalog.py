@@ -31,7 +31,7 @@ from fusestore.errors import (
     LayerNotFound,
     StoreIsReadOnly,
 )
-from fusestore.store.additional import AdditionalStore, Kind
+from fusestore.store.additional import AdditionalStore, ForeignOwner, Kind
 from fusestore.store.bigdata import BigData, Blobs
 from fusestore.store.containers import ContainerStore
 from fusestore.store.database import Database
@@ -189,6 +189,15 @@ class Catalog(ABC):
     def additional_of(self, layer: str) -> AdditionalStore | None:
         """The additional store that has the layer of this id, if one has."""
         return next((s for s in self.additional_stores if s.layer(layer) is not None), None)
+
+    def unreadable(self, item: Item) -> tuple[ForeignOwner, ...]:
+        """The owners of files of an additional store that may be closed to us, as far as they are recorded.
+
+        Reading such a file fails with EACCES.
+        """
+        layer = top_layer(item)
+        store = self.additional_of(layer) if layer else None
+        return store.unreadable(layer) or () if store and layer else ()
 
     # -- by what they are -----------------------------------------------------------------------------
 
@@ -404,6 +413,13 @@ class Catalog(ABC):
     def from_container_run_directory(self, name: str, file: str) -> bytes:
         """Read a file in the run directory.  Raises FileNotFoundError."""
         return self.container_store.read(self.container(name).id, file, run=True)
+
+
+def top_layer(item: Item) -> str | None:
+    """The id of the layer with an item's files; None for an image without layers."""
+    if isinstance(item, Container):
+        return item.layer
+    return item.top_layer if isinstance(item, Image) else item.id
 
 
 def _spellings(name: str) -> list[str]:

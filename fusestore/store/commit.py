@@ -18,12 +18,13 @@ from typing import Any
 
 from fusestore import digest
 from fusestore.architecture import architecture
+from fusestore.compression import FORMATS
 from fusestore.digest import ChainID
 from fusestore.errors import BigDataNotFound, FusestoreError, ImageNotFound
 from fusestore.store.items import Container, Image, LayerItem
+from fusestore.store.layeritems import LAYER, media_type
 from fusestore.store.storage import NewImage, Store
 
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
@@ -195,7 +196,7 @@ def _moment(created: int | None) -> str:
 
 def _plain(layer: LayerItem) -> dict[str, object]:
     """The descriptor of a layer as its uncompressed tar."""
-    return {"mediaType": _LAYER, "digest": layer.uncompressed_digest, "size": layer.uncompressed_size or 0}
+    return {"mediaType": LAYER, "digest": layer.uncompressed_digest, "size": layer.uncompressed_size or 0}
 
 
 def _described(store: Store, base: Image | None, below: Sequence[LayerItem]) -> list[Mapping[str, object]]:
@@ -209,12 +210,9 @@ def _described(store: Store, base: Image | None, below: Sequence[LayerItem]) -> 
     return [{**descriptor, "mediaType": _oci_type(str(descriptor.get("mediaType")))} for descriptor in told]
 
 
-def _oci_type(media_type: str) -> str:
+def _oci_type(told: str) -> str:
     """A layer's media type in OCI's words; Docker's names are ``...tar.gzip``."""
-    for compression in ("gzip", "zstd"):
-        if media_type.endswith(compression):
-            return f"{_LAYER}+{compression}"
-    return _LAYER
+    return media_type(next((form for form in FORMATS if told.endswith(form)), ""))
 
 
 def _manifest(configuration: bytes, layers: Sequence[Mapping[str, object]]) -> bytes:

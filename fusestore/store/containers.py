@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from sqlite3 import Row
 
-from fusestore.errors import ContainerNotFound, InvalidBigDataName
+from fusestore.errors import ContainerNotFound, InvalidBigDataName, InvalidText
 from fusestore.files import remove_tree, write_durably
 from fusestore.store.bigdata import BigData, Blobs, item_name
 from fusestore.store.database import Database
@@ -46,8 +47,10 @@ class ContainerStore(Items[Container]):
     def exact(self, name: str) -> list[str]:
         """A container is also found by the id of its layer."""
         found = super().exact(name)
-        query = "SELECT id FROM containers WHERE layer = ?"
-        return found or [row["id"] for row in self._database.select(query, name)]
+        with suppress(InvalidText):
+            query = "SELECT id FROM containers WHERE layer = ?"
+            found = found or [row["id"] for row in self._database.select(query, name)]
+        return found
 
     def add(self, container: Container) -> None:
         """Inside a transaction.  Raises DuplicateID, DuplicateName, sqlite3.IntegrityError for its layer."""
@@ -90,7 +93,8 @@ class ContainerStore(Items[Container]):
         path = self._inside(container, file, run=run)
         with self._database.transaction():
             self.get(container)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in reversed(path.parents):
+                directory.mkdir(mode=0o700, exist_ok=True)
             write_durably(path, data, path.parent if run else self._tmp)
 
     def read(self, container: str, file: str, *, run: bool) -> bytes:

@@ -22,7 +22,7 @@ from fusestore.driver.below import opened
 from fusestore.driver.stack import merged
 from fusestore.driver.union.merged import MergedUnion
 from fusestore.driver.union.tree import Union
-from fusestore.errors import LayerInUse, LayerNotFound, NotReproducible, StoreIsReadOnly
+from fusestore.errors import LayerInUse, LayerNotFound, NotMounted, NotReproducible, StoreIsReadOnly
 from fusestore.store.imagemounts import ImageMounts
 from fusestore.store.items import LayerItem
 from fusestore.store.layer import exact_tar
@@ -51,8 +51,11 @@ class LayerContents(ImageMounts):
 
         True while others have it.  Raises LayerNotFound, NotMounted, LayerInUse when it is busy.
         """
-        layer = self.layer_items.at(name)
-        return self.layer_items.unmount(layer or self._mountable(name), force=force)
+        layer = self.layer_items.at(name) or self._mountable(name)
+        try:
+            return self.layer_items.unmount(layer, force=force)
+        except NotMounted:
+            raise NotMounted(name) from None
 
     def mounted(self, name: str) -> int:
         """How many `mount` of a container or layer have not been given back."""
@@ -105,7 +108,7 @@ class LayerContents(ImageMounts):
     def tar_stream(self, name: str) -> IO[bytes]:
         """The exact tar that was applied to a layer, to read and close.
 
-        Raises LayerNotFound, NotReproducible; reads raise CorruptStore.
+        Raises LayerNotFound, NotMounted, NotReproducible; reads raise CorruptStore.
         """
         layer = self.layer(name)
         if self._is_kept_here(layer.id):
@@ -213,8 +216,7 @@ class LayerContents(ImageMounts):
         item = store.layer(layer) if store else None
         if store is None or item is None:
             raise LayerNotFound(layer)
-        specs = store.specs(layer)
-        parent = ChainID(item.parent) if item.parent and len(specs) > 1 else None
+        parent = ChainID(item.parent) if item.parent else None
         if parent:
             self._borrow(parent)
         record = LayerRecord(
@@ -230,8 +232,9 @@ class LayerContents(ImageMounts):
             origin=str(store.path),
         )
         self._metadata.add(record)
-        below = self._metadata.get(parent).cache_id if parent else None
-        self.graph_driver.borrow(record.cache_id, below, specs[0]).close()
+        top, *lowers = store.specs(layer)  # a driver that copies has no lowers
+        below = self._metadata.get(parent).cache_id if parent and lowers else None
+        self.graph_driver.borrow(record.cache_id, below, top).close()
 
     def _give_back(self, layer: str | None, stack: ExitStack) -> None:
         """Inside a transaction: unname a borrowed layer that nothing is on, and those below it."""

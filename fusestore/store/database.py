@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fusestore.errors import CorruptStore, NotSupported, StoreIsReadOnly
+from fusestore.errors import CorruptStore, InvalidText, NotSupported, StoreIsReadOnly
 from fusestore.files import filesystem_type
 from fusestore.store.bigdata import big_data_name
 from fusestore.store.schema import FORMAT, MIGRATIONS, SCHEMA
@@ -62,7 +62,8 @@ class Database:
             self._verify()
         except sqlite3.OperationalError as exc:
             self._connection.close()
-            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN:
+            # READONLY is for a directory in which the log cannot be made.
+            if exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
                 raise
             self._state = _state(self._path)
             self._connection = _connected(self._path, "mode=ro&immutable=1")
@@ -203,6 +204,8 @@ class Database:
             yield
         except sqlite3.IntegrityError:
             raise
+        except UnicodeEncodeError as exc:
+            raise InvalidText(exc.object) from None
         except sqlite3.OperationalError as exc:
             raise _explained(exc, self._path) from None
         except sqlite3.DatabaseError as exc:

@@ -224,11 +224,15 @@ def _image(fields: Mapping[str, Any], size_on_disk: SizeOnDisk) -> Image:
 # -- files --------------------------------------------------------------------------------------------
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def _elements(path: Path, data: bytes) -> list[dict[str, Any]]:
     if not data:
         return []
     try:
-        elements = json.loads(data.decode("utf-8", "replace"))
+        elements = json.loads(data.decode("utf-8", "replace"), parse_constant=_refuse)
         return [] if elements is None else list(map(_fields, _list(elements)))
     except (ValueError, TypeError, RecursionError) as exc:
         raise CorruptStore(str(path), printable(str(exc))) from None

@@ -19,8 +19,8 @@ from fusestore.driver.layout import LayerSpec, MountSpec, View
 from fusestore.driver.mounter import Mounted
 from fusestore.driver.union.tree import Union
 from fusestore.errors import ImageNotFound, LayerNotFound, MountNotFound, NotSupported
-from fusestore.store.catalog import Catalog
-from fusestore.store.items import Container, Image, Item
+from fusestore.store.catalog import Catalog, top_layer
+from fusestore.store.items import Image, Item
 
 _LABEL = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -34,7 +34,7 @@ class ImageMounts(Catalog):
 
         It cannot be deleted meanwhile.  Raises LayerNotFound, OSError.
         """
-        top = top_layer(item)
+        top = files_of(item)
         with ExitStack() as stack:
             if self.layer_items.exists(top):
                 cache_id = self.layer_items.record(top).cache_id
@@ -84,7 +84,7 @@ class ImageMounts(Catalog):
         """
         label = image.names[0] if image.names else image.id[:12]
         with ExitStack() as stack:
-            specs = tuple(self._specs_held(top_layer(image), stack))
+            specs = tuple(self._specs_held(files_of(image), stack))
             driver = self.graph_driver
             spec = MountSpec(
                 specs,
@@ -152,11 +152,9 @@ class ImageMounts(Catalog):
         return found
 
 
-def top_layer(item: Item) -> str:
-    """The id of the layer with an item's files.  Raises NotSupported."""
-    if isinstance(item, Container):
-        return item.layer
-    layer = item.top_layer if isinstance(item, Image) else item.id
+def files_of(item: Item) -> str:
+    """The id of the layer with an item's files.  Raises NotSupported for an image without layers."""
+    layer = top_layer(item)
     if layer is None:
         raise NotSupported(f"{item.id[:12]}: an image without layers has no files")
     return layer

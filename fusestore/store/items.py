@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from sqlite3 import Row
 from typing import Generic, TypeVar
 
 from fusestore.digest import DiffID, Digest
-from fusestore.errors import BigDataNotFound, DuplicateID, DuplicateName, ItemNotFound
+from fusestore.errors import BigDataNotFound, DuplicateID, DuplicateName, InvalidText, ItemNotFound
 from fusestore.store.bigdata import BigData, Blobs, item_name
 from fusestore.store.database import Database
 
@@ -121,16 +122,20 @@ class Items(ABC, Generic[T]):
 
     def exact(self, name: str) -> list[str]:
         """The id of what has exactly this id or name, if anything has."""
-        query = f"SELECT id FROM {self.table} WHERE id = ?"
-        rows = self._database.select(query, name) or self._database.select(
-            "SELECT item FROM names WHERE kind = ? AND name = ?", self.kind, name
-        )
-        return [row[0] for row in rows]
+        with suppress(InvalidText):
+            rows = self._database.select(f"SELECT id FROM {self.table} WHERE id = ?", name)
+            rows = rows or self._database.select(
+                "SELECT item FROM names WHERE kind = ? AND name = ?", self.kind, name
+            )
+            return [row[0] for row in rows]
+        return []
 
     def by_prefix(self, prefix: str) -> list[str]:
-        """At most two ids that begin with `prefix`."""
+        """At most two ids that begin with `prefix`; none for ""."""
         query = f"SELECT id FROM {self.table} WHERE id >= ?1 AND id < ?2 LIMIT 2"
-        return [row[0] for row in self._database.select(query, prefix, prefix + _LAST)] if prefix else []
+        with suppress(InvalidText):
+            return [row[0] for row in self._database.select(query, prefix, prefix + _LAST) if prefix]
+        return []
 
     def exists(self, item: str) -> bool:
         """True for an id."""

@@ -21,7 +21,7 @@ from sqlite3 import Row
 from fusestore.compression import decompressed
 from fusestore.digest import CacheID, ChainID, HashingReader, Readable, new_cache_id
 from fusestore.driver.api import Change, Driver, Held
-from fusestore.errors import LayerInUse, LayerNotFound, NotMounted
+from fusestore.errors import InvalidLayer, LayerInUse, LayerNotFound, NotMounted
 from fusestore.store.bigdata import BigData, Blobs
 from fusestore.store.database import Database
 from fusestore.store.items import Items, LayerItem
@@ -31,7 +31,8 @@ from fusestore.store.metadata import LayerMetadata, LayerRecord
 from fusestore.store.tarsplit import RECORD
 from fusestore.tar_stream import compressed_stream, tar_stream
 
-_MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar"
+#: OCI image-spec, layer.md; of a compressed one, see `media_type`.
+LAYER = "application/vnd.oci.image.layer.v1.tar"
 _CACHE_ID = 64  # letters
 
 
@@ -75,7 +76,7 @@ class LayerItems(Items[LayerItem]):
 
     def by_prefix(self, prefix: str) -> list[str]:
         """Chain IDs may be given without their ``sha256:``."""
-        return [*super().by_prefix(prefix), *super().by_prefix("sha256:" + prefix)]
+        return [*super().by_prefix(prefix), *super().by_prefix("sha256:" + prefix)] if prefix else []
 
     def by_compressed_digest(self, digest: str) -> list[LayerItem]:
         """The layers that came as a blob of this digest."""
@@ -131,7 +132,6 @@ class LayerItems(Items[LayerItem]):
         plain = decompressed(blob)
         applied, diff_id, size = self._layer_store.unpack(record.cache_id, plain)
         blob.drain()
-        suffix = f"+{plain.format}" if plain.format else ""
         return replace(
             record,
             diff_id=diff_id,
@@ -139,7 +139,7 @@ class LayerItems(Items[LayerItem]):
             size=applied.size,
             reproducible=applied.reproducible,
             owners=applied.owners,
-            descriptor={"mediaType": _MEDIA_TYPE + suffix, "digest": blob.digest(), "size": blob.size},
+            descriptor={"mediaType": media_type(plain.format), "digest": blob.digest(), "size": blob.size},
         )
 
     def _publish(self, record: LayerRecord, names: Sequence[str], also: Callable[[], None]) -> LayerItem:
@@ -261,13 +261,23 @@ class LayerItems(Items[LayerItem]):
         record = self.record(item)
         if not self._driver.is_read_write(record.cache_id):
             raise LayerInUse(item, "it takes no changes; make a layer on top of it")
-        was_empty = self._driver.usage(record.cache_id).inodes == 1
-        self._forget_tar(record)
-        record = self._applied(record, diff)
-        size = self._driver.usage(record.cache_id).size
+        below = self.cache_id(record.parent)
+        was_empty = not self._driver.changes(record.cache_id, below)
+        self._update(item, "reproducible", 0)
+        try:
+            made = self._applied(record, diff)
+        except InvalidLayer:  # which changes nothing
+            self._update(item, "reproducible", int(record.reproducible))
+            raise
+        size = self._driver.diff_size(record.cache_id, below)
         with self._database.transaction():
-            self._metadata.replace(replace(record, size=size, reproducible=record.reproducible and was_empty))
-        return record.diff_size or 0
+            self._metadata.replace(replace(made, size=size, reproducible=made.reproducible and was_empty))
+        return made.diff_size or 0
+
+
+def media_type(form: str) -> str:
+    """The media type of a layer's tar, compressed as `form`; "" for not at all."""
+    return f"{LAYER}+{form}" if form else LAYER
 
 
 def compression_of(descriptor: Mapping[str, object]) -> str:

@@ -22,7 +22,7 @@ from fusestore.driver.api import Limits
 from fusestore.driver.apply import unpack
 from fusestore.driver.below import under
 from fusestore.driver.stack import open_layer
-from fusestore.driver.union.layerdir import Attr, LayerDir
+from fusestore.driver.union.layerdir import WHITEOUT, Attr, LayerDir
 from fusestore.errors import printable
 from fusestore.files import scratch
 from fusestore.store.catalog import Driver
@@ -35,7 +35,7 @@ _SHOWN = 10  # differences that are told of a layer
 
 
 def differences(driver: Driver, record: LayerRecord, parent: CacheID | None) -> list[str]:
-    """How a layer of which the tar is known differs from it: ``+/path``, ``-/path``, ``*/path (...)``.
+    """How a layer of which the tar is known differs from it: ``+/path``, ``-/path``, ``*/path (what)``.
 
     The caller holds it.  Raises CorruptStore where its tar cannot be put together or has another digest,
     InvalidLayer where that is no tar any more, OSError.
@@ -53,7 +53,7 @@ def differences(driver: Driver, record: LayerRecord, parent: CacheID | None) -> 
         present = _opened(driver, record.cache_id)
         for layer in (*wanted, present):
             stack.callback(layer.close)
-        return _told(_compared(wanted, present, stacked=driver.stacked))
+        return _told(_Comparison(wanted, present, stacked=driver.stacked).run())
 
 
 def _opened(driver: Driver, cache_id: CacheID) -> LayerDir:
@@ -62,7 +62,7 @@ def _opened(driver: Driver, cache_id: CacheID) -> LayerDir:
 
 
 def _told(found: Iterator[str]) -> list[str]:
-    told = []
+    told: list[str] = []
     for difference in found:
         if len(told) == _SHOWN:
             return [*told, "..."]
@@ -112,46 +112,83 @@ def _blanked(tar: IO[bytes]) -> Iterator[bytes]:
 
 # -- two trees side by side ---------------------------------------------------------------------------
 
-
-def _compared(wanted: Sequence[LayerDir], present: LayerDir, *, stacked: bool) -> Iterator[str]:
-    """How `present` differs from `wanted`, topmost first; `stacked` says whether it keeps whiteouts."""
-    links = _Links()
-    todo: list[tuple[bytes, Sequence[LayerDir]]] = [(b"", wanted)]
-    if change := _change(wanted[0], present, b"", links):
-        yield f"*/ ({change})"
-    while todo:
-        directory, layers = todo.pop()
-        names, there = _names(layers, directory, stacked=stacked), dict(present.scan(directory))
-        for name in sorted(names.keys() | there.keys()):
-            path = os.path.join(directory, name)
-            shown = "/" + printable(path)
-            if name not in there:
-                yield "-" + shown
-            elif name not in names:
-                yield "+" + shown
-            elif names[name][1] != there[name]:
-                yield f"*{shown} ({'deleted' if there[name] else 'not deleted'})"
-            elif not there[name]:
-                makers = names[name][0]
-                if change := _change(makers[0], present, path, links):
-                    yield f"*{shown} ({change})"
-                elif _is_directory(makers[0], path):
-                    todo.append((path, _continued(makers, path)))
+_Stack = Sequence[LayerDir]  # of what makes a directory, topmost first
 
 
-Named = dict[bytes, tuple[Sequence[LayerDir], bool]]
+class _Comparison:
+    """Of `present` with what `wanted` make; `stacked` says whether marks for what is deleted stay."""
+
+    def __init__(self, wanted: _Stack, present: LayerDir, *, stacked: bool) -> None:
+        self._wanted, self._present, self._stacked = wanted, present, stacked
+        self._first: dict[tuple[int, int, int], bytes] = {}  # a file's first name in its tree
+
+    def run(self) -> Iterator[str]:
+        """The differences, directory by directory."""
+        if change := self._change(self._wanted[0], b""):
+            yield f"*/ ({change})"
+        todo = [(b"", self._wanted)]
+        while todo:
+            directory, layers = todo.pop()
+            names, present = self._names(layers, directory), dict(self._present.scan(directory))
+            for name in sorted(names.keys() | present.keys()):
+                path = os.path.join(directory, name)
+                if name not in present:
+                    yield f"-/{printable(path)}"
+                elif name not in names:
+                    yield f"+/{printable(path)}"
+                elif change := self._change(names[name][0], path):
+                    yield f"*/{printable(path)} ({change})"
+                elif _is_directory(self._present, path):
+                    todo.append((path, _continued(names[name], path)))
+
+    def _names(self, layers: _Stack, directory: bytes) -> dict[bytes, _Stack]:
+        """The names in a directory that `layers` make, each with those from the one on that has it."""
+        found: dict[bytes, _Stack] = {}
+        deleted: set[bytes] = set()
+        for position, layer in enumerate(layers):
+            for name, is_deleted in layer.scan(directory):
+                if name not in found:
+                    found[name] = layers[position:]
+                    deleted |= {name} if is_deleted and not self._stacked else set()
+        return {name: made for name, made in found.items() if name not in deleted}
+
+    def _change(self, wanted: LayerDir, path: bytes) -> str:
+        """In what an object differs; empty for nothing."""
+        a, b = wanted.look(path), self._present.look(path)
+        if a is WHITEOUT or b is WHITEOUT or a is None or b is None:
+            return "" if a is b else "deleted" if b is WHITEOUT else "not deleted"
+        if stat.S_IFMT(a.mode) != stat.S_IFMT(b.mode):
+            return "another type"
+        facts = (
+            ("mode", f"{a.mode & 0o7777:04o}", f"{b.mode & 0o7777:04o}"),
+            ("owner", f"{a.uid}:{a.gid}", f"{b.uid}:{b.gid}"),
+            ("size", *((0, 0) if stat.S_ISDIR(a.mode) else (a.size, b.size))),
+            # The root of a layer that took changes at first is as old as that.
+            ("time", *((a.mtime_ns, b.mtime_ns) if path else (0, 0))),
+            ("device", a.rdev, b.rdev),
+            ("links", self._first_name(wanted, a, path), self._first_name(self._present, b, path)),
+        )
+        changes = [what for what, then, now in facts if then != now]
+        return ", ".join([*changes, *self._deeper(wanted, a.mode, path)])
+
+    def _deeper(self, wanted: LayerDir, mode: int, path: bytes) -> Iterator[str]:
+        """What stat(2) does not tell."""
+        present = self._present
+        if stat.S_ISLNK(mode) and wanted.readlink(path) != present.readlink(path):
+            yield "target"
+        if self._stacked and stat.S_ISDIR(mode) and wanted.is_opaque(path) != present.is_opaque(path):
+            yield "opaque mark"
+        for name in sorted({*wanted.listxattr(path), *present.listxattr(path)}):
+            if wanted.getxattr(path, name) != present.getxattr(path, name):
+                yield f"xattr {printable(name)}"
+
+    def _first_name(self, layer: LayerDir, attr: Attr, path: bytes) -> bytes:
+        if stat.S_ISDIR(attr.mode) or attr.nlink == 1:
+            return path
+        return self._first.setdefault((id(layer), attr.dev, attr.ino), path)
 
 
-def _names(layers: Sequence[LayerDir], directory: bytes, *, stacked: bool) -> Named:
-    """The names in a directory that `layers` make: from which layer on down, and whether it is a whiteout."""
-    found: Named = {}
-    for position, layer in enumerate(layers):
-        for name, is_deleted in layer.scan(directory):
-            found.setdefault(name, (layers[position:], is_deleted))
-    return {name: made for name, made in found.items() if stacked or not made[1]}
-
-
-def _continued(layers: Sequence[LayerDir], path: bytes) -> Sequence[LayerDir]:
+def _continued(layers: _Stack, path: bytes) -> _Stack:
     """Those of `layers` that make the directory `path`, of which the first has it."""
     found = []
     for layer in layers:
@@ -166,52 +203,3 @@ def _continued(layers: Sequence[LayerDir], path: bytes) -> Sequence[LayerDir]:
 def _is_directory(layer: LayerDir, path: bytes) -> bool:
     attr = layer.look(path)
     return attr is not None and stat.S_ISDIR(attr.mode)
-
-
-class _Links:
-    """Which names are one file: each tree's first name of an inode with several."""
-
-    def __init__(self) -> None:
-        self._first: dict[tuple[int, int, int], bytes] = {}
-
-    def first(self, layer: LayerDir, attr: Attr, path: bytes) -> bytes:
-        """The first name of the file that is `path`."""
-        if stat.S_ISDIR(attr.mode) or attr.nlink == 1:
-            return path
-        return self._first.setdefault((id(layer), attr.dev, attr.ino), path)
-
-
-def _change(wanted: LayerDir, present: LayerDir, path: bytes, links: _Links) -> str:
-    """In what an object differs; empty for nothing."""
-    a, b = wanted.look(path), present.look(path)
-    if a is None or b is None:
-        return "gone"
-    if stat.S_IFMT(a.mode) != stat.S_IFMT(b.mode):
-        return "another type"
-    facts = (
-        ("mode", f"{a.mode & 0o7777:04o}", f"{b.mode & 0o7777:04o}"),
-        ("owner", f"{a.uid}:{a.gid}", f"{b.uid}:{b.gid}"),
-        ("size", *((0, 0) if stat.S_ISDIR(a.mode) else (a.size, b.size))),
-        # A layer that took changes at first has a root from its very beginning.
-        ("time", *((0, 0) if not path else (a.mtime_ns, b.mtime_ns))),
-        ("device", a.rdev, b.rdev),
-    )
-    changes = [f"{what} {now} instead of {then}" for what, then, now in facts if then != now]
-    return ", ".join([*changes, *_deep_changes(wanted, present, a.mode, path)]) or _link_change(
-        links.first(wanted, a, path), links.first(present, b, path)
-    )
-
-
-def _deep_changes(wanted: LayerDir, present: LayerDir, mode: int, path: bytes) -> Iterator[str]:
-    """What stat(2) does not tell."""
-    if stat.S_ISLNK(mode) and wanted.readlink(path) != present.readlink(path):
-        yield f"target {printable(present.readlink(path))} instead of {printable(wanted.readlink(path))}"
-    if stat.S_ISDIR(mode) and wanted.is_opaque(path) != present.is_opaque(path):
-        yield "opaque" if present.is_opaque(path) else "not opaque"
-    for name in sorted({*wanted.listxattr(path), *present.listxattr(path)}):
-        if wanted.getxattr(path, name) != present.getxattr(path, name):
-            yield f"xattr {printable(name)}"
-
-
-def _link_change(then: bytes, now: bytes) -> str:
-    return "" if then == now else "other links"

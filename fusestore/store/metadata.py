@@ -314,10 +314,17 @@ def _record(row: sqlite3.Row) -> LayerRecord:
         row["created"],
         json.loads(row["descriptor"]) if row["descriptor"] else {},
         row["diff_size"],
-        json.loads(row["owners"]) if row["owners"] else None,
+        _owners(row["owners"]),
         row["label"],
         row["origin"],
     )
+
+
+def _owners(text: str | None) -> Owners | None:
+    if text is None:
+        return None
+    uids, gids = json.loads(text)
+    return tuple(uids), tuple(gids)
 
 
 def _rw_record(row: tuple[Any, ...]) -> RWRecord:

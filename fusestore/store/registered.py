@@ -123,12 +123,14 @@ class RegisteredLayers:
     def unpack(self, cache_id: CacheID, stream: Readable) -> tuple[Applied, DiffID, int]:
         """Unpack an uncompressed tar into a layer of the driver, and record it; its digest and its bytes."""
         reader = HashingReader(stream)
-        path = self.driver.notes(cache_id) / RECORD
+        notes = self.driver.notes(cache_id)
+        partial = notes / f"{RECORD}.partial"
         try:
-            with path.open("wb") as file:
+            with partial.open("wb") as file:
                 applied = self.driver.apply_diff(cache_id, reader, self._limits, Writer(file))
+            partial.rename(notes / RECORD)
         except BaseException:
-            path.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
         return applied, DiffID(reader.digest()), reader.size
 

@@ -25,6 +25,7 @@ from fusestore.digest import ChainID, Digest, Readable
 from fusestore.driver import mounter
 from fusestore.driver.api import Limits
 from fusestore.driver.fuse import FuseDriver
+from fusestore.driver.home import verify_options
 from fusestore.errors import (
     DuplicateID,
     ImageNotFound,
@@ -96,6 +97,17 @@ class Store(LayerContents):
         """Close the database and let go of handles.  Mounts stay."""
         self.layer_store.close()
         self._database.close()
+        for store in self.additional_stores:
+            store.close()
+
+    def free(self) -> None:
+        """Close the store and have `get_store` open it anew.  May be called twice."""
+        if _open_stores.get(self._places()) is self:
+            del _open_stores[self._places()]
+        self.close()
+
+    def _places(self) -> tuple[Path, Path]:
+        return self.graph_root, self.run_root
 
     def __enter__(self) -> Store:
         return self
@@ -216,22 +228,26 @@ class Store(LayerContents):
             self._metadata.refuse_needed(ChainID(layer))
             return [layer]
 
-        self._delete_layers(choose)
+        self.delete_layers(choose)
 
-    def _delete_layers(self, choose: Callable[[], Sequence[str]]) -> bool:
+    def delete_layers(
+        self, choose: Callable[[], Sequence[str]], after: Callable[[], None] = lambda: None
+    ) -> bool:
         """Unmount and delete the layers that `choose` gives inside the transaction; False for none.
 
-        Borrowed ones that nothing needs then go too.
+        Borrowed ones that nothing needs then go too.  `after` runs behind the transaction.
         """
-        with ExitStack() as stack, self._database.transaction():
-            layers = choose()
-            for layer in layers:
-                record = self.layer_items.record(layer)
-                self.graph_driver.abandon(record.cache_id)
-                self.layer_items.doom(layer, stack)
-                self._give_back(record.parent, stack)
-        for layer in layers:
-            self._blobs.delete_unnamed("layer", layer)
+        with ExitStack() as stack:
+            with self._database.transaction():
+                layers = choose()
+                for layer in layers:
+                    record = self.layer_items.record(layer)
+                    self.graph_driver.abandon(record.cache_id)
+                    self.layer_items.doom(layer, stack)
+                    self._give_back(record.parent, stack)
+            for layer in layers:  # before the files of layers, which may take long
+                self._blobs.delete_unnamed("layer", layer)
+            after()
         return bool(layers)
 
     # -- images ---------------------------------------------------------------------------------------
@@ -325,22 +341,26 @@ class Store(LayerContents):
     def delete_image(self, name: str, *, commit: bool = True) -> list[str]:
         """Delete an image and the layers that nothing else needs; the ids of those, topmost first.
 
-        With `commit` False nothing is deleted, and the same list is returned.  Raises ImageNotFound,
+        With `commit` False nothing is deleted, and the list is that of what would be if nothing is mounted or
+        held.  Raises ImageNotFound,
         ImageUsedByContainer, LayerInUse while it is mounted, StoreIsReadOnly.
         """
         image = self.image(name)
         if image.read_only or not self.image_store.exists(image.id):
             raise StoreIsReadOnly(image.id)
-        with ExitStack() as stack, suppress(_DryRun), self._database.transaction():
-            image = self.image_store.get(image.id)
-            for container in self.container_store.of_image(image.id):
-                raise ImageUsedByContainer(image.id, container.id)
-            self.image_store.delete(image.id)
-            deleted = self._delete_unneeded(image, stack if commit else None)
-            if not commit:
-                raise _DryRun
-        if commit:
-            self._blobs.delete_unnamed("image", image.id)
+        with ExitStack() as stack:
+            with suppress(_DryRun), self._database.transaction():
+                image = self.image_store.get(image.id)
+                for container in self.container_store.of_image(image.id):
+                    raise ImageUsedByContainer(image.id, container.id)
+                self.image_store.delete(image.id)
+                deleted = self._delete_unneeded(image, stack if commit else None)
+                if not commit:
+                    raise _DryRun
+            if commit:
+                self._blobs.delete_unnamed("image", image.id)
+                for layer in deleted:
+                    self._blobs.delete_unnamed("layer", layer)
         return deleted
 
     def _delete_unneeded(self, image: Image, stack: ExitStack | None) -> list[str]:
@@ -436,9 +456,11 @@ class Store(LayerContents):
             self._metadata.refuse_needed(ChainID(layer))
             return [layer]
 
-        self._delete_layers(choose)
-        self._blobs.delete_unnamed("container", container.id)
-        self.container_store.collect()
+        def delete_files() -> None:
+            self._blobs.delete_unnamed("container", container.id)
+            self.container_store.collect()
+
+        self.delete_layers(choose, delete_files)
 
     def container_size(self, name: str) -> int:
         """Bytes of a container: the tar of its changes, its big data, and files in its directories."""
@@ -480,13 +502,12 @@ class Store(LayerContents):
         Raises LayerInUse while another process works with a layer; what is gone by then stays gone.
         """
         self.unmount_all()
-        for container in self.containers():
-            self.delete_container(container.id)
         for rw_layer in self.layer_store.rw_layers():
             self.layer_store.delete_mount(rw_layer.name)
         with self._database.transaction() as execute:
             execute("DELETE FROM images")
-        while self._delete_layers(self.layer_items.leaves):
+            execute("DELETE FROM containers")
+        while self.delete_layers(self.layer_items.leaves):
             pass
         self.collect(deep=True)
 
@@ -526,7 +547,24 @@ class Store(LayerContents):
             self.container_store.collect()
 
 
+#: The stores that `get_store` has opened, by root and runroot.
+_open_stores: dict[tuple[Path, Path], Store] = {}
+
+
+def get_store(options: StoreOptions | None = None) -> Store:
+    """The one store of this process at the places that the options say (containers/storage: ``GetStore``).
+
+    It is opened with them if it is not open yet; for one thread at a time.  `Store.free` lets it go.
+    """
+    options = options or config.options()
+    places = options.graph_root, options.run_root
+    if places not in _open_stores:
+        _open_stores[places] = Store(options=options)
+    return _open_stores[places]
+
+
 def _driver(options: StoreOptions) -> Driver:
+    verify_options(dict(option.partition(".")[2].split("=", 1) for option in options.graph_options))
     if options.graph_driver_name == "vfs":
         from fusestore.driver.vfs import VfsDriver  # what few need, nobody has to wait for
 

@@ -23,6 +23,7 @@ from fusestore.digest import ChainID, DiffID, HashingReader, Readable, chain_id
 from fusestore.errors import DigestMismatch, InvalidImage, LayerNotFound
 from fusestore.store.items import Image
 from fusestore.store.layer import Layer
+from fusestore.store.layeritems import media_type
 from fusestore.store.storage import NewImage, Store
 from fusestore.transport import archive, docker, oci
 from fusestore.transport.source import ImageSource, LayerSource, Progress, Quiet
@@ -106,16 +107,26 @@ def _layer(store: Store, source: LayerSource, parent: ChainID | None, progress: 
     progress.start((source.digest or source.diff_id).removeprefix("sha256:")[:12], source.size)
     with source.open() as blob:
         verified = _Verified(blob, source, progress)
-        with ahead(decompressed(verified)) as stream:
+        plain = decompressed(verified)
+        with ahead(plain) as stream:
             try:
                 handle = store.layer_store.get(chain_id(parent, source.diff_id))
             except LayerNotFound:
-                handle = store.layer_store.register(stream, parent, source.diff_id)
+                handle = store.layer_store.register_with_descriptor(
+                    stream, parent, _descriptor(source, plain.format), source.diff_id
+                )
                 outcome = "done"
             else:
                 handle, outcome = _verify_unread(store, handle, stream), "already exists"
     progress.finish(outcome)
     return handle
+
+
+def _descriptor(source: LayerSource, form: str) -> dict[str, object]:
+    """What the layer came as; nothing where the source does not name a compressed blob's digest."""
+    if source.digest is None and form:
+        return {}
+    return {"mediaType": media_type(form), "digest": source.digest or source.diff_id, "size": source.size}
 
 
 def _verify_unread(store: Store, handle: Layer, stream: Readable) -> Layer:

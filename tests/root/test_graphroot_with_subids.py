@@ -302,7 +302,7 @@ class System:
             path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
 
 
-@pytest.fixture(params=["vfs", "overlay"])
+@pytest.fixture(scope="module", params=["vfs", "overlay"])
 def system(request):
     directory = Path(tempfile.mkdtemp(prefix="fusestore-root-"))
     yield System(directory, request.param)
@@ -325,7 +325,7 @@ def without_merged(tree):
 
 
 def test_a_store_of_roots_that_others_may_read_shows_them_the_same(account, system):
-    """Also where only root sees which directories are opaque."""
+    """Also where only root sees which directories are opaque.  The store stays open to all."""
     system.publish()
     image, found, closed, predicted = become(account, read, system.graph)
     told = without_merged(system.told)

@@ -120,9 +120,11 @@ def _images(big: Path, database: sqlite3.Connection, layers: dict[str, sqlite3.R
         if not path.exists() or _digest(path.read_bytes()) != row["digest"]:
             found.append(f"{row['kind']} {row['item']}: {row['key']} is missing or changed")
     for table in ("names", "big_data"):
-        for row in database.execute(f"SELECT kind, item FROM {table}"):
-            if not database.execute(f"SELECT 1 FROM {row['kind']}s WHERE id = ?", (row["item"],)).fetchone():
-                found.append(f"{table}: {row['kind']} {row['item']} does not exist")
+        for kind in ("layer", "image", "container"):
+            nobodys = (
+                f"SELECT item FROM {table} WHERE kind = '{kind}' AND item NOT IN (SELECT id FROM {kind}s)"
+            )
+            found += [f"{table}: {kind} {row['item']} does not exist" for row in database.execute(nobodys)]
     return found
 
 

@@ -198,8 +198,7 @@ class Model:
         layer = self.layers[self.find("layer", word)]
         if not layer.writable or layer.mounted:
             raise Refusal("LayerInUse")
-        was_empty = not layer.files and not layer.parent
-        layer.exact = None
+        was_empty = layer.files == (self.layers[layer.parent].files if layer.parent else {})
         if number == len(TARS):
             raise Refusal("InvalidLayer")
         self._apply(layer, number)
@@ -432,12 +431,12 @@ class Model:
         container = self.containers[self.find("container", word)]
         if ".." in file:
             raise Refusal("InvalidBigDataName")
-        container.directory[file] = data.encode()
+        container.directory[file.lstrip("/")] = data.encode()
 
     def from_container_directory(self, word: str, file: str) -> str:
         container = self.containers[self.find("container", word)]
         if ".." in file:
             raise Refusal("InvalidBigDataName")
-        if file not in container.directory:
+        if file.lstrip("/") not in container.directory:
             raise Refusal("FileNotFoundError")
-        return container.directory[file].decode()
+        return container.directory[file.lstrip("/")].decode()

@@ -6,13 +6,15 @@ and when that store is gone, this is said, and we go on without.
 """
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import naive
+from support import naive, shim
 from support.foreign import MAPPED, borrow, made, state
 from support.layers import add, stack
 from support.random_layers import layers as random_layers
@@ -176,14 +178,14 @@ def test_a_damaged_record_of_where_a_layer_is_from_is_told(driver, tmp_path):
 
 def test_what_cannot_be_borrowed_leaves_nothing(driver, vfs, tmp_path):
     theirs = made(tmp_path / "theirs", {"f": b""})
-    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed/f").mkdir(parents=True)
     taken = new_cache_id()
     cases = [
         (vfs, LayerSpec(str(theirs)), None, NotSupported, "vfs keeps a full copy of every layer"),
         (driver, LayerSpec("theirs"), None, ValueError, "not an absolute path"),
         (driver, LayerSpec(str(tmp_path / "none")), None, FileNotFoundError, "none"),
         (driver, LayerSpec(str(theirs / "f")), None, NotADirectoryError, "theirs/f"),
-        (driver, LayerSpec(str(tmp_path / "closed")), None, PermissionError, "closed"),
+        (driver, LayerSpec(str(tmp_path / "closed/f")), None, PermissionError, "closed"),
         (driver, LayerSpec(str(theirs)), new_cache_id(), FileNotFoundError, "No such file"),
     ]
     (tmp_path / "closed").chmod(0)
@@ -207,7 +209,23 @@ def test_a_borrowed_layer_that_cannot_be_published_leaves_nothing(driver, tmp_pa
     assert (theirs / "f").exists()
 
 
-@settings(max_examples=25)
+def test_whatever_fails_or_dies_on_the_way_a_layer_is_borrowed_or_not(tmp_path):
+    """kill -9, ENOSPC, EMFILE at every call by which something is changed or opened."""
+    library = shim.compiled(tmp_path)
+    command = [sys.executable, "-bb", "-m", "support.borrow_faults", tmp_path / "place"]
+    environment = shim.environment(library) | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)
+    }
+    (tmp_path / "place").mkdir()
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (said.returncode, said.stderr) == (0, ""), said.stderr
+    points = {fault: int(count) for fault, count in map(str.split, said.stdout.splitlines())}
+    assert set(points) == {"kill", "torn", "ENOSPC", "EMFILE"}
+    assert min(points.values()) > 0
+    assert points["kill"] > 8
+
+
+@settings(max_examples=15)
 @given(st.lists(random_layers(), min_size=2, max_size=4), st.integers(0, 15))
 def test_a_mixed_chain_is_the_same_as_our_own(tmp_path_factory, archives, which):
     """Every layer whose bit is set in `which` is borrowed; all layers are compared with all below."""

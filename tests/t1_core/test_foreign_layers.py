@@ -27,7 +27,11 @@ from fusestore.driver.whiteout import Spelling
 
 
 def test_an_origin_survives_the_way_to_a_server():
-    specs = (LayerSpec("/a", "/l", "/k", MAPPED), LayerSpec("/b", origin=TOLD_BY_ITSELF), LayerSpec("/c"))
+    specs = (
+        LayerSpec("/a", "/l", "/k", replace(MAPPED, opaque=("d\udcff",))),
+        LayerSpec("/b", origin=TOLD_BY_ITSELF),
+        LayerSpec("/c"),
+    )
     spec = MountSpec(specs, "/home", Ownership.OVERRIDE, Spelling.NAME, "label")
     assert MountSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     older = json.loads(json.dumps(spec.to_json()))
@@ -139,6 +143,18 @@ def test_their_whiteouts_hide_ours_however_they_are_spelled(driver, tmp_path, to
         assert paths(union) == [*(place.encode() for place in "abcdeg"), b"kept", b"new"]
 
 
+@pytest.mark.parametrize(("opaque", "left"), [(("d", "e/\udcff"), [b"e/f", b"f"]), (("",), [])])
+def test_directories_may_be_opaque_by_marks_that_only_root_sees(driver, tmp_path, opaque, left):
+    """`trusted.overlay.opaque`; the tar-split knows (containers/storage: overlayWhiteoutConverter)."""
+    base, _ = add(driver, tar(*(member(name) for name in (b"f", b"d/f", b"e/f", b"e/\xff/f"))))
+    theirs = made(tmp_path / "theirs", {"d/new": b"", "e/\udcff/new": b""})
+    lower = borrow(driver, theirs, base, Origin(opaque=opaque))
+    with driver.union(lower) as union:
+        assert [path for path in paths(union) if path.endswith(b"f")] == left
+    deleted = [path for letter, path in naive.letters(driver, lower, base) if letter == "D"]
+    assert deleted == sorted({b"d/f", b"e/\xff/f", b"e/f", b"f"} - set(left))
+
+
 def test_what_only_an_upper_may_have_is_an_error_for_that_name_alone(driver, tmp_path):
     tree_of = made(tmp_path / "theirs", {"moved/": b"", "f": b""})
     os.setxattr(tree_of / "moved", "user.overlay.redirect", b"/elsewhere")
@@ -216,6 +232,23 @@ def test_what_may_not_be_read_is_refused_and_nothing_else_is(driver, guarded):
         assert data(union, find(union, b"entered/f")) == b"data"
         assert sorted(union.links(b"plain", union.resolve(b"plain"))) == [b"open/linked", b"plain"]
     assert state(guarded) == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"), [(0o311, {"f": "", "none": ""}), (0, {"f": "EACCES", "none": "EACCES"})]
+)
+def test_a_layer_whose_root_is_closed_is_one_all_the_same(driver, guarded, mode, found):
+    """The root of an image of which the owner is not root, say."""
+    lower = borrow(driver, guarded, add(driver, tar(member("ours")))[0])
+    guarded.chmod(mode)
+    try:
+        with driver.union(add(driver, tar(member("top"), folder("open")), lower)[0]) as union:
+            assert refusal(names, union) == "EACCES"
+            assert refusal(union.lookup, 1, b"top") == ""
+            wanted = {"plain": found["f"], "ours": found["none"], "none": found["none"]}
+            assert {name: refusal(union.lookup, 1, name.encode()) for name in wanted} == wanted
+    finally:
+        guarded.chmod(0o700)
 
 
 def test_a_layer_of_ours_settles_what_theirs_would_be_asked_for(driver, guarded):

@@ -192,6 +192,7 @@ DAMAGE = {
     "no time": b'[{"id":"x","created":"yesterday"}]',
     "a digest that is none": b'[{"id":"x","digest":"abc","diff-digest":"abc"}]',
     "a digest of the wrong length": b'[{"id":"x","digest":"sha256:0","diff-digest":"sha256:0"}]',
+    "a number that JSON has not": b'[{"id":"x","flags":{"f":NaN}}]',
     "flags that are none": b'[{"id":"x","flags":[]}]',
     "a size that is a string": b'[{"id":"x","big-data-sizes":{"k":"1"},"diff-size":"1"}]',
     "a size that is true": b'[{"id":"x","big-data-sizes":{"k":true},"diff-size":true}]',

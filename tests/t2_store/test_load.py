@@ -36,12 +36,16 @@ COMPRESSIONS = {
 EVERY_COMPRESSION = pytest.mark.parametrize("compress", COMPRESSIONS.values(), ids=COMPRESSIONS)
 
 
+def diff_ids(store, image):
+    return [layer.uncompressed_digest for layer in store.chain(image)]
+
+
 def check(store, loaded, *names):
     """One image was loaded, it is in the store under `names`, and its files are those of BASE and TOP."""
     (found,) = loaded
     assert sorted(found.names) == sorted(names)
     assert store.image(found.id) == found
-    assert [layer.uncompressed_digest for layer in store.chain(found)] == [sha256(TOP), sha256(BASE)]
+    assert diff_ids(store, found) == [sha256(TOP), sha256(BASE)]
     with store.union(found) as union:
         assert paths(union) == SHOWN
         assert data(union, find(union, b"etc/name")) == b"top"
@@ -155,7 +159,7 @@ def test_an_image_without_layers(store, tmp_path):
 
 def test_the_same_layer_twice_in_one_image(store, tmp_path):
     (found,) = load(store, str(oci(tmp_path / "oci", BASE, TOP, TOP)))
-    assert [layer.uncompressed_digest for layer in store.chain(found)] == [sha256(TOP), sha256(TOP), sha256(BASE)]
+    assert diff_ids(store, found) == [sha256(TOP), sha256(TOP), sha256(BASE)]
 
 
 # -- docker-archive: -----------------------------------------------------------------------------------------
@@ -209,7 +213,7 @@ def test_a_layer_that_is_a_link_to_another(store, tmp_path, make):
     members[2] = make("copy/layer.tar", link)
     (tmp_path / "a.tar").write_bytes(tar(*members[:-1], member("manifest.json", dumped(entries))))
     (found,) = load(store, str(tmp_path / "a.tar"))
-    assert [layer.uncompressed_digest for layer in store.chain(found)] == [sha256(TOP), sha256(TOP), sha256(BASE)]
+    assert diff_ids(store, found) == [sha256(TOP), sha256(TOP), sha256(BASE)]
 
 
 def test_compressed_layers_in_a_docker_archive(store, tmp_path):

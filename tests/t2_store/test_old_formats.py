@@ -50,7 +50,7 @@ def image(version, store_root, runroot, tmp_path):
 
 @pytest.fixture
 def worked(store_root, runroot):
-    """A store of format 2 with a layer that has a descriptor, an RW layer on it, and an image of docker 1.7."""
+    """A store of format 2: a layer with a descriptor, an RW layer on it, and an image of docker 1.7."""
     with Store(str(store_root), str(runroot)) as store:
         layer = store.layer_store.register_with_descriptor(Stream(C), None, BLOB)
         rw = store.layer_store.create_rw_layer("work", layer.chain_id)
@@ -141,7 +141,7 @@ def test_layers_of_format_1_are_not_exported_but_can_be_worked_on(image, store_r
 
 
 def test_a_store_of_format_2_is_worked_on_as_before(worked, store_root, runroot):
-    """Its layers still come back byte for byte and as what they were downloaded as; RW layers keep their changes."""
+    """Layers come back byte for byte, and as what they were downloaded as; RW layers keep their changes."""
     layer_record, rw_record, v1 = worked
     with Store(str(store_root), str(runroot)) as store:
         layers = store.layer_store

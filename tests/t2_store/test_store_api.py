@@ -107,6 +107,7 @@ def fill(store):
     store.create_image("img", ["image-name"], "base")
     store.create_container("ctr", ["container-name"], "img", "ctr-layer")
     store.layer_store.register(io.BytesIO(B))
+    store.layer_store.close()  # the handle
     return store
 
 
@@ -395,6 +396,7 @@ def test_wipe_leaves_nothing_of_any_kind(full):
     full.set_container_run_directory_file("ctr", "file", b"data")
     full.layer_store.create_rw_layer("rw", full.layer_store.map().popitem()[0])
     full.create_layer("other", "base")
+    full.layer_store.close()
     full.wipe()
     left = contents(full)
     assert all(found == [] for found in left.values()), left

@@ -25,7 +25,7 @@ from fusestore.driver.fuse import FuseDriver
 from fusestore.driver.layout import LayerSpec, MountSpec, Origin
 from fusestore.driver.ownership import OVERRIDE_STAT, Ownership
 from fusestore.driver.whiteout import Spelling
-from fusestore.errors import CorruptStore, LayerInUse
+from fusestore.errors import CorruptStore, InvalidMountpoint, LayerInUse
 
 
 @pytest.fixture
@@ -185,6 +185,14 @@ def test_layers_of_a_store_that_we_may_only_read_are_mounted_and_locked(graph, t
     finally:
         for path in reversed(closed):
             path.chmod(modes[path])
+
+
+@pytest.mark.parametrize("place", ["d/sub", "", ".."])
+def test_nothing_is_mounted_where_the_server_would_have_to_look_through_it(graph, theirs, place):
+    layer = borrow(graph.driver, theirs, origin=MAPPED)
+    graph.place.runroot.mkdir(mode=0o700)
+    with pytest.raises(InvalidMountpoint):
+        mounter.mount(graph.driver.spec(layer, "inside"), (theirs / place).resolve(), graph.place.runroot)
 
 
 def test_when_their_store_is_gone_a_mount_is_refused_and_a_live_one_ends_well(graph, theirs):

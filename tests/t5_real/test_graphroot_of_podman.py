@@ -7,6 +7,7 @@ compared out here, where no privilege helps: all belongs to the user, but some m
 """
 
 import functools
+import gzip
 import hashlib
 import json
 import os
@@ -19,7 +20,9 @@ import pytest
 from support_real import layouts, tars, trees, unions, zoo
 from support_real.commands import IN_NAMESPACE, remove_all
 
+from fusestore import config
 from fusestore.store.graphroot import GraphRoot
+from fusestore.store.storage import Store
 
 pytestmark = pytest.mark.xdist_group("podman")  # they share what takes seconds to make
 
@@ -170,9 +173,13 @@ def test_layers_are_those_that_podman_inspects(podman):
     assert all(above.created >= below.created for below, above in pairwise(podman.root.layers()))
 
 
+def without(tree, *keys):
+    return {path: {k: v for k, v in seen.items() if k not in keys} for path, seen in tree.items()}
+
+
 def without_links(tree):
     """fuse-overlayfs counts the links that it has met so far; which names are one file is compared."""
-    return {path: {k: v for k, v in seen.items() if k != "nlink"} for path, seen in tree.items()}
+    return without(tree, "nlink")
 
 
 def is_closed(attributes):
@@ -228,6 +235,52 @@ def test_root_of_a_user_namespace_reads_all(podman):
     digests = {layer.id: layer.uncompressed_digest for layer in podman.root.layers()}
     assert found["layers"] == {layer: digest for layer, digest in digests.items() if digest}
     assert len(found["images"]) == 4
+
+
+@pytest.fixture
+def beside(podman, place):
+    """A store of ours that looks into podman's, too."""
+    stores = [str(podman.root.path)]
+    options = config.options(str(place.root), str(place.runroot), additional_stores=stores)
+    with Store(options=options) as store:
+        yield store
+        store.wipe()
+
+
+def test_our_store_lists_mounts_and_exports_what_podman_has(podman, place, beside):
+    environment = place.environment() | {"FUSESTORE_ADDITIONAL_STORES": str(podman.root.path)}
+    for image in place.listed("images", env=environment):
+        told = podman.images[image["Id"]] | {"RepoTags": image["Names"]}
+        told["RepoDigests"] = sorted(set(told["RepoDigests"] or ()))
+        same = image.keys() & told.keys() - {"ParentId"}
+        assert {key: image[key] or None for key in same} == {key: told[key] or None for key in same}
+        assert same >= {"Id", "Digest", "RepoDigests", "Created", "CreatedAt", "Size", "Labels"}
+    image = beside.image("other:v1")
+    told = podman.told("tree", image.id)
+    top = place.mount("other:v1", env=environment)
+    for part in ("names", "opaque", "times", "turns", "made/deep"):
+        expected = {
+            path[len(part) + 1 :]: seen for path, seen in told.items() if f"{path}/".startswith(f"{part}/")
+        }
+        found = trees.described(top / part)
+        assert trees.differences(*(without(tree, "nlink", "links") for tree in (found, expected))) == []
+    place.ok("unmount", top, env=environment)
+    below = beside.layer(beside.layer(image.top_layer).parent)
+    with beside.diff("", below.id) as stream:  # compressed as it came
+        assert layouts.sha256(gzip.decompress(stream.read())) == below.uncompressed_digest
+
+
+def test_our_layers_and_containers_stand_on_podmans(podman, beside):
+    image = beside.image("other:v1")
+    container = beside.create_container("", ["ours"], image.id)
+    assert [layer.id for layer in beside.layers()].count(image.top_layer) == 1
+    path = beside.mount(container.id)
+    assert (path / "made/later").exists()
+    (path / "made/later").unlink()
+    (path / "made/mine").write_text("mine")
+    beside.unmount(container.id)
+    changes = {change.path: change.kind.value for change in beside.changes("", container.layer)}
+    assert {b"made/later": "D", b"made/mine": "A"}.items() <= changes.items()
 
 
 def test_what_podman_does_meanwhile_is_seen(podman):

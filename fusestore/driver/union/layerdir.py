@@ -79,8 +79,8 @@ class LayerDir:
 
     `ownership` None means: as fuse-overlayfs does, tell by whether the root carries ``override_stat``.
     `links` is the file with the layer's groups of hard-linked names, if there is one.  `mutable` is for the
-    upper to set.  A `foreign` layer is never written to; `owners` says what the ids on its inodes mean.
-    Raises OSError.
+    upper to set.  A `foreign` layer is never written to; `owners` says what the ids on its inodes mean,
+    `opaque` which directories are so besides those that show it.  Raises OSError.
     """
 
     def __init__(
@@ -91,23 +91,25 @@ class LayerDir:
         links: str | None = None,
         prefix: bytes | None = None,
         *,
-        owners: Owners | None = None,
         foreign: bool = False,
+        owners: Owners | None = None,
+        opaque: frozenset[bytes] = frozenset(),
     ) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.fd = _open_root(path)
         self._prefix = prefix if prefix is not None else b"/proc/self/fd/%d/" % self.fd
         self._named = spelling is not Spelling.DEVICE
         self.mutable = False
         self._foreign = foreign
+        self._opaque = opaque
         self._noatime = os.O_NOATIME
         self._covered: tuple[bytes, int] | None = None
         self._reached: tuple[bytes, int] = b"", -1
         #: The xattr in which the owner is kept; None where it is the inode's.
         self.override: bytes | None = OVERRIDE_STAT if ownership is Ownership.OVERRIDE else None
         if ownership is None:
-            marks = (name for name in OVERRIDE_STATS if self._xattr(b"", name) is not None)
-            self.override = next(marks, None)
+            names = self._raw_names(b"")
+            self.override = next((name for name in OVERRIDE_STATS if name in names), None)
         self.ownership = Ownership.REAL if self.override is None else Ownership.OVERRIDE
         self._owners = owners if self.override is None else None
         self._links_path = links
@@ -167,7 +169,8 @@ class LayerDir:
         try:
             if self._covered is not None or len(path) > _PATH_LIMIT:
                 path = self._way(path)
-            attr = Attr(os.stat(path or b".", dir_fd=self.fd, follow_symlinks=False))
+            st = os.stat(path, dir_fd=self.fd, follow_symlinks=False) if path else os.fstat(self.fd)
+            attr = Attr(st)
         except OSError as exc:
             if exc.errno in _ABSENT:
                 return WHITEOUT if self._named and self._has_whiteout_file(path) else None
@@ -222,7 +225,7 @@ class LayerDir:
         """True when the directory at `path` hides those of the layers below; `marks` if known already."""
         if marks is None:
             marks = self.marks(path)
-        if marks.get(OPAQUE) == b"y":
+        if marks.get(OPAQUE) == b"y" or path in self._opaque:
             return True
         if not self._named:
             return False
@@ -412,6 +415,15 @@ class LayerDir:
 
 
 Place = tuple[LayerDir, bytes]
+
+
+def _open_root(path: str) -> int:
+    """A directory as an fd to start from; one that we must not list may still be entered."""
+    flags = os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_RDONLY)
+    except PermissionError:
+        return os.open(path, flags | os.O_PATH)
 
 
 def _read_links(path: str | None) -> dict[bytes, list[bytes]]:
