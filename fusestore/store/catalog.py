@@ -12,8 +12,9 @@ up*: its record and its big data are copied, and from then on hide the other's (
 from __future__ import annotations
 
 import difflib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from fusestore.errors import (
     AmbiguousName,
     BigDataNotFound,
     ContainerNotFound,
+    FusestoreError,
     ImageNotFound,
     InvalidReference,
     ItemNotFound,
@@ -42,6 +44,9 @@ from fusestore.store.layerstore import LayerStore
 from fusestore.store.metadata import LayerMetadata
 
 Driver = FuseDriver | VfsDriver
+
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T", LayerItem, Image, Container)
 
 
@@ -76,10 +81,18 @@ class Catalog(ABC):
 
     def _with_additional(self, own: list[T], listed: Callable[[AdditionalStore], Sequence[T]]) -> list[T]:
         found = {item.id: item for item in own}
-        for store in self.additional_stores:
-            for item in listed(store):
+        for items in self._listed(listed):
+            for item in items:
                 found.setdefault(item.id, item)
         return list(found.values())
+
+    def _listed(self, listed: Callable[[AdditionalStore], Sequence[T]]) -> Iterator[Sequence[T]]:
+        """What each additional store lists; one that cannot be read is no reason to refuse the others."""
+        for store in self.additional_stores:
+            try:
+                yield listed(store)
+            except (FusestoreError, OSError) as exc:
+                _log.warning("the additional store %s is left out: %s", store.path, exc)
 
     # -- one of them ----------------------------------------------------------------------------------
 
@@ -109,7 +122,7 @@ class Catalog(ABC):
         self, own: Items[T], words: Sequence[str], listed: Callable[[AdditionalStore], Sequence[T]]
     ) -> T:
         sources: list[Items[T] | Listed[T]] = [own]
-        sources += [Listed(listed(store)) for store in self.additional_stores]
+        sources += map(Listed, self._listed(listed))
         for source in sources:
             found = next(filter(None, map(source.exact, words)), None) or source.by_prefix(words[0])
             # What was pulled up is not to be found under the names that it had.

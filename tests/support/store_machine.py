@@ -29,8 +29,18 @@ from pathlib import Path
 from typing import Any
 
 from support.fsck import broken, problems
-from support.store_model import TARS, Model
-from support.store_operations import OPERATIONS, described, drawn, expected, foreseen, opened, perform
+from support.store_items import TARS
+from support.store_model import Model
+from support.store_operations import (
+    OPERATIONS,
+    described,
+    drawn,
+    expected,
+    foreseen,
+    opened,
+    perform,
+    prelude,
+)
 
 from fusestore.errors import FusestoreError
 from fusestore.store.storage import Store
@@ -100,7 +110,7 @@ class Worker:
         weights = _WEIGHTS | (dict.fromkeys(_MOUNTING, 0.3) if self._driver == "fuse" else {})
         own = list(OPERATIONS), [weights.get(operation, 2) for operation in OPERATIONS]
         shared = list(_SHARED), [often for often, _ in _SHARED.values()]
-        for operation, arguments in _prelude(space_of(self._number)):
+        for operation, arguments in prelude(space_of(self._number)):
             self._one("own", operation, arguments)
         for count in range(operations if self._number >= _KILLED else 1 << 20):
             if count == operations // 2:
@@ -171,16 +181,6 @@ class Worker:
         return None
 
 
-def _prelude(space: str) -> list[tuple[str, list[Any]]]:
-    """What each has at first."""
-    return [
-        ("put_layer", [f"{space}l0", "", [f"{space}n0"], 0, False]),
-        ("put_layer", [f"{space}l1", f"{space}l0", [], 1, True]),
-        ("create_image", [f"{space}i0", [f"{space}n1"], f"{space}l0", "text", ["manifest"]]),
-        ("create_container", [f"{space}c0", [f"{space}n2"], f"{space}i0", f"{space}k0"]),
-    ]
-
-
 def torn(store: Store) -> Iterator[str]:
     """Shared items that are not as they were made."""
     for image in store.images():
@@ -242,9 +242,13 @@ def complaints(store: Store, place: Path, number: int, *, killed: bool) -> Itera
     found = described(store, space_of(number))
     if found != expected(model) and (not pending or found != expected(before)):
         loose = bool(pending) and _exact(found) in (_exact(expected(model)), _exact(expected(before)))
-        yield from [] if loose else [
-            f"{number}, after {pending or 'all'}: {line}" for line in differences(found, expected(model))
-        ]
+        yield from (
+            []
+            if loose
+            else [
+                f"{number}, after {pending or 'all'}: {line}" for line in differences(found, expected(model))
+            ]
+        )
 
 
 def _lost(store: Store, operation: str, arguments: list[Any], call: str) -> Iterator[str]:
@@ -294,7 +298,9 @@ def _child(worker: Any, gate: int, half: int, operations: int) -> None:
         os._exit(status)
 
 
-def _start(place: Path, driver: str, processes: int, operations: int, seed: int) -> dict[int, tuple[int, int]]:
+def _start(
+    place: Path, driver: str, processes: int, operations: int, seed: int
+) -> dict[int, tuple[int, int]]:
     """The processes by number: pid, and what can be read from when it has done half."""
     gate, opener = os.pipe()
     children: dict[int, tuple[int, int]] = {}

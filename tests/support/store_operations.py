@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from support.layers import data, find, paths
-from support.store_model import ARCHIVES, BAD_KEYS, DIGESTS, LONG, TARS, Model, Refusal
+from support.store_items import ARCHIVES, BAD_KEYS, DIGESTS, LONG, TARS, Refusal
+from support.store_model import Model
 from support.tars import Stream, member, tar
 
 from fusestore import config
@@ -114,6 +115,16 @@ def _drawn(kind: str, choose: Choose, space: str) -> Any:
         return choose([*words("layer", space), *words("container", space)])
     optional = kind.endswith("?")
     return choose(words(kind.removesuffix("?"), space) + [""] * (4 * optional))
+
+
+def prelude(space: str) -> list[tuple[str, list[Any]]]:
+    """What to begin with."""
+    return [
+        ("put_layer", [f"{space}l0", "", [f"{space}n0"], 0, False]),
+        ("put_layer", [f"{space}l1", f"{space}l0", [], 1, True]),
+        ("create_image", [f"{space}i0", [f"{space}n1"], f"{space}l0", "text", ["manifest"]]),
+        ("create_container", [f"{space}c0", [f"{space}n2"], f"{space}i0", f"{space}k0"]),
+    ]
 
 
 # -- doing them -------------------------------------------------------------------------------------------

@@ -1,5 +1,15 @@
-"""A store against a model of it: one process that does anything, and many that do it at once."""
+"""A store against a model of it (support.store_model): one process that does anything, and many at once.
 
+In one process a hypothesis machine makes any call with words that mean something and words that do not, and
+what the store says, or which error it raises, is what the model says; at the end all that is in it is.  Many
+processes do the same with ids of their own, and work on what they share, while two of them are killed
+(support/store_machine.py); FUSESTORE_STORE_MACHINE=8x500 has 8 processes do 500 things each.
+"""
+
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,22 +19,33 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 from support.fsck import problems
 from support.store_model import Model
-from support.store_operations import OPERATIONS, described, drawn, expected, foreseen, opened, perform
+from support.store_operations import (
+    OPERATIONS,
+    described,
+    drawn,
+    expected,
+    foreseen,
+    opened,
+    perform,
+    prelude,
+)
+
+TESTS = Path(__file__).parents[1]
+LARGE = os.environ.get("FUSESTORE_STORE_MACHINE")
+DEADLINE = 600 if LARGE else 60
 
 
 class OneProcess(RuleBasedStateMachine):
-    """Every call, with words that mean something and words that do not, says what the model says."""
-
-    driver = "vfs"
+    """Every call says what the model says."""
 
     def __init__(self):
         super().__init__()
         self.place = TemporaryDirectory()
-        self.store = opened(Path(self.place.name), self.driver)
-        self.model = Model()
+        self.store, self.model = opened(Path(self.place.name), "vfs"), Model()
+        for operation, arguments in prelude(""):
+            self.compare(operation, arguments)
 
-    def do(self, operation, data):
-        arguments = drawn(operation, lambda choices: data.draw(st.sampled_from(choices)), "")
+    def compare(self, operation, arguments):
         wanted = foreseen(self.model, operation, arguments)
         assert perform(self.store, operation, arguments) == wanted, (operation, arguments)
 
@@ -35,18 +56,38 @@ class OneProcess(RuleBasedStateMachine):
             self.store.close()
             assert problems(Path(self.place.name) / "store") == []
         finally:
+            self.store.close()
             self.place.cleanup()
 
 
 def _rule(operation):
+    @rule(data=st.data())
     def call(self, data):
-        self.do(operation, data)
+        self.compare(operation, drawn(operation, lambda choices: data.draw(st.sampled_from(choices)), ""))
 
-    return rule(data=st.data())(call)
+    return call
 
 
 for _name in OPERATIONS:
     setattr(OneProcess, _name, _rule(_name))
 
 TestOneProcess = OneProcess.TestCase
-TestOneProcess.settings = settings(settings.get_profile(settings.get_current_profile_name()), max_examples=30, stateful_step_count=40)
+if settings.get_current_profile_name() == "default":
+    TestOneProcess.settings = settings(max_examples=25, stateful_step_count=40)
+
+
+@pytest.mark.parametrize(("driver", "processes", "operations"), [("vfs", 8, 60), ("fuse", 8, 40)])
+@pytest.mark.timeout(DEADLINE + 20)
+def test_many_processes_of_which_two_are_killed(tmp_path, driver, processes, operations):
+    if LARGE:
+        processes, operations = LARGE.split("x")
+    program = [sys.executable, "-bb", "-m", "support.store_machine", str(processes), str(operations)]
+    options = ["--driver", driver, "--place", tmp_path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    answer = subprocess.run(
+        [*program, *options], env=environment, capture_output=True, text=True, timeout=DEADLINE
+    )
+    print(answer.stdout)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    calls, refused = re.match(r"(\d+) calls .* (\d+) refused", answer.stdout).groups()
+    assert int(calls) - int(refused) > int(operations)

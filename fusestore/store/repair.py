@@ -1,0 +1,253 @@
+"""Repair: mend what a check has found, as far as it can be proved (containers/storage: ``Store.Repair``).
+
+Before anything is done its reason is looked at again, under the lock that keeps it so, for the report may be
+old: what no row names is collected as always, a layer is deleted only while its row names the directory that
+was read.  Each step is one that the store takes anyway, so a repair that was killed has done a part of it,
+and another one does the rest.
+
+What is damaged is deleted, with what is on it, topmost first; the containers among that, and RW layers, only
+with `force`, as they hold somebody's work.  Without it, and where something is mounted, what they are on
+stays too.  What the rows do not tell cannot be made anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fusestore.digest import CacheID, ChainID
+from fusestore.driver import mounter
+from fusestore.driver.mounter import Mounted
+from fusestore.errors import FusestoreError, ItemNotFound, LayerInUse, RWLayerNotFound
+from fusestore.files import write_durably
+from fusestore.store.check import furniture, place_of
+from fusestore.store.database import Database
+from fusestore.store.leftovers import miscounted
+from fusestore.store.metadata import LayerMetadata
+from fusestore.store.report import UNREFERENCED, Kind, Problem, Remedy, Report
+from fusestore.store.rows import Rows
+from fusestore.store.storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What was done, as lines, and what is left, with the reason."""
+
+    done: Sequence[str]
+    left: Sequence[Problem]
+
+
+def repair(store: Store, report: Report, *, force: bool = False) -> Repaired:
+    """Mend what `report` has; `force` deletes damaged containers and RW layers too.  Raises OSError."""
+    with closing(Database(store.graph_root / "store.db", read_only=store.read_only)) as database:
+        return _Repair(store, database, report, force=force).run()
+
+
+class _Repair:
+    def __init__(self, store: Store, database: Database, report: Report, *, force: bool) -> None:
+        self._store, self._database, self._report, self._force = store, database, report, force
+        self._metadata = LayerMetadata(database)
+        self._done: list[str] = []
+        self._left: list[Problem] = []
+
+    def run(self) -> Repaired:
+        if self._store.read_only:
+            return Repaired((), [self._because(p, "the store is read-only") for p in self._report.problems])
+        steps: dict[Remedy, Callable[[list[Problem]], None]] = {
+            Remedy.COLLECT: self._collect,
+            Remedy.UNMOUNT: self._unmount,
+            Remedy.UNNAME: self._unname,
+            Remedy.DELETE: self._delete,
+            Remedy.RESTORE: self._restore,
+            Remedy.NONE: self._left.extend,
+        }
+        for remedy, step in steps.items():
+            if found := self._report.of(remedy=remedy):
+                step(found)
+        return Repaired(self._done, self._left)
+
+    def _because(self, problem: Problem, reason: object) -> Problem:
+        return replace(problem, what=f"{problem.what} ({reason})")
+
+    def _say(self, verb: str, problem: Problem) -> None:
+        line = f"{verb} {problem.kind.value} {problem.item}"
+        if line not in self._done:
+            self._done.append(line)
+
+    # -- what is left over ----------------------------------------------------------------------------
+
+    def _collect(self, found: list[Problem]) -> None:
+        self._store.collect(deep=True)
+        for problem in found:
+            path = self._store.graph_root / problem.item
+            if problem.kind is Kind.DRIVER_LAYER:
+                path = self._store.graph_driver.path / problem.item
+            if os.path.lexists(path):
+                self._left.append(self._because(problem, "another process works with it"))
+            else:
+                self._say("deleted", problem)
+
+    def _unmount(self, found: list[Problem]) -> None:
+        for present in self._store.mounts():
+            if not present.alive:
+                self._detach(present)
+        self._store.graph_driver.cleanup()
+        miscounted(self._store, correct=True)
+        dead = {present.mountpoint for present in self._store.mounts() if not present.alive}
+        for problem in found:
+            if problem.item in dead or mounter.is_dead(Path(problem.item)):
+                self._left.append(self._because(problem, "it cannot be unmounted"))
+            else:
+                self._say("cleared", problem)
+
+    def _detach(self, present: Mounted) -> None:
+        """Take away a mount of which the server is dead."""
+        with suppress(FusestoreError, OSError):  # it is told as left
+            mounter.unmount(Path(present.mountpoint), self._store.run_root)
+
+    def _unname(self, found: list[Problem]) -> None:
+        """Delete names and data items of what does not exist."""
+        with self._database.transaction() as execute:
+            for table in ("names", "big_data"):
+                exists = " OR ".join(
+                    f"(kind = '{kind}' AND EXISTS (SELECT 1 FROM {kind}s WHERE id = item))"
+                    for kind in ("layer", "image", "container")
+                )
+                execute(f"DELETE FROM {table} WHERE NOT ({exists})")
+        for problem in found:
+            self._done.append(f"deleted a row of {problem.item}: {problem.what}")
+        self._store.collect(deep=True)
+
+    # -- what the rows say ----------------------------------------------------------------------------
+
+    def _restore(self, found: list[Problem]) -> None:
+        rows = Rows.read(self._database)
+        for problem in found:
+            try:
+                self._restore_one(rows, problem)
+            except (FileNotFoundError, ItemNotFound):
+                continue  # it was deleted meanwhile, perhaps by us
+            self._say("restored", problem)
+        with self._database.transaction():
+            self._resize_images(Rows.read(self._database))
+
+    def _restore_one(self, rows: Rows, problem: Problem) -> None:
+        """Write again what is known of one item: files of the driver, sizes."""
+        if problem.cache_id:
+            place = place_of(rows, CacheID(problem.cache_id))
+            if place is not None:
+                self._furnish(place.cache_id, place.below)
+        if problem.kind is Kind.LAYER:
+            self._resize_layer(problem)
+        self._resize_data(problem.item)
+
+    def _furnish(self, cache_id: CacheID, below: Sequence[CacheID]) -> None:
+        """Write again what a driver has beside a layer.  Raises FileNotFoundError when that is gone."""
+        driver = self._store.graph_driver
+        os.close(os.open(driver.path / cache_id / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with closing(driver.hold(cache_id)):
+            for name, content in furniture(cache_id, below, stacked=driver.stacked).items():
+                path = driver.path / name
+                if path.parent != driver.links:
+                    write_durably(path, content.encode(), driver.tmp)
+                elif not path.is_symlink() or os.readlink(path) != content:
+                    path.unlink(missing_ok=True)
+                    path.symlink_to(content)
+
+    def _resize_layer(self, problem: Problem) -> None:
+        """Of a layer that is what its tar says, the size on disk is its size."""
+        record = self._metadata.get(ChainID(problem.item))
+        driver = self._store.graph_driver
+        if driver.stacked and record.reproducible and record.cache_id == problem.cache_id:
+            size = driver.usage(record.cache_id).size
+            with self._database.transaction() as execute:
+                which = "id = ? AND cache_id = ? AND reproducible"
+                execute(f"UPDATE layers SET size = ? WHERE {which}", (size, problem.item, record.cache_id))
+
+    def _resize_data(self, item: str) -> None:
+        """Write down the sizes of the files that an item's data are in, whose digests are verified."""
+        with self._database.transaction() as execute:
+            for row in execute("SELECT * FROM big_data WHERE item = ?", (item,)).fetchall():
+                with suppress(FileNotFoundError):
+                    size = (self._store.graph_root / "big" / row["file"]).stat().st_size
+                    execute(
+                        "UPDATE big_data SET size = ? WHERE kind = ? AND item = ? AND key = ?",
+                        (size, *tuple(row)[:3]),
+                    )
+
+    def _resize_images(self, rows: Rows) -> None:
+        for item, row in rows.images.items():
+            chain = rows.chain(row["top_layer"])
+            if all(layer["id"].startswith("sha256:") for layer in chain):
+                size = sum(layer["size"] for layer in chain)
+                if size != row["size"]:
+                    self._database.select("UPDATE images SET size = ? WHERE id = ?", size, item)
+
+    # -- what is damaged ------------------------------------------------------------------------------
+
+    def _delete(self, found: list[Problem]) -> None:
+        """Delete what is damaged and what is on it: containers, RW layers, images, layers topmost first."""
+        deletes = {
+            Kind.CONTAINER: self._delete_container,
+            Kind.RW_LAYER: self._delete_rw_layer,
+            Kind.IMAGE: self._delete_image,
+            Kind.LAYER: self._delete_layer,
+        }
+        for kind, delete in deletes.items():
+            for problem in self._in_order(kind, found):
+                try:
+                    if kind in (Kind.CONTAINER, Kind.RW_LAYER) and not self._force:
+                        raise LayerInUse(problem.item, "it is deleted only with --force")
+                    if delete(problem):
+                        self._say("deleted", problem)
+                except (FusestoreError, OSError) as exc:
+                    reason = exc.reason if isinstance(exc, LayerInUse) else exc
+                    self._left.append(self._because(problem, reason))
+        self._left += [p for p in found if p.kind not in deletes]
+
+    def _in_order(self, kind: Kind, found: list[Problem]) -> Iterator[Problem]:
+        """The problems of a kind, one for each item; layers topmost first."""
+        problems = {problem.item: problem for problem in reversed(found) if problem.kind is kind}
+        if kind is Kind.LAYER:
+            order = [row["id"] for row in reversed(Rows.read(self._database).base_up())]
+            problems = {item: problems[item] for item in order if item in problems}
+        return iter(problems.values())
+
+    def _delete_container(self, problem: Problem) -> bool:
+        with suppress(ItemNotFound):
+            self._store.delete_container(problem.item)
+        return True
+
+    def _delete_rw_layer(self, problem: Problem) -> bool:
+        with suppress(RWLayerNotFound):
+            self._store.layer_store.delete_mount(problem.item)
+        return True
+
+    def _delete_image(self, problem: Problem) -> bool:
+        """Its layers go as far as nothing else needs them, damaged or not."""
+        if not self._store.image_store.exists(problem.item):
+            return True
+        image = self._store.image_store.get(problem.item)
+        if places := self._store.mounts_of(image):
+            raise LayerInUse(image.id[:12], f"mounted at {', '.join(places)}")
+        self._store.delete_image(image.id)
+        return True
+
+    def _delete_layer(self, problem: Problem) -> bool:
+        """Delete a layer if it is still the one that was found damaged, and nothing is on it."""
+
+        def choose() -> list[str]:
+            record = self._store.layer_items.record(problem.item)
+            if problem.cache_id not in ("", record.cache_id):
+                return []
+            if self._store.graph_driver.mounted(record.cache_id):
+                raise LayerInUse(problem.item, "it is mounted")
+            self._store.layer_store.refuse_needed(record.chain_id)
+            return [problem.item]
+
+        with suppress(ItemNotFound):
+            self._store.delete_layers(choose)
+        return True
