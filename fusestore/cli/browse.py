@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import click
 
 from fusestore.cli.output import FORMAT, as_json, lookup, open_store
-from fusestore.driver.union.resolve import Entry, children, resolve
+from fusestore.driver.union.resolve import Entry, children
 from fusestore.driver.union.tree import Union
 from fusestore.errors import printable
 from fusestore.store.items import Container, Image
@@ -51,38 +51,43 @@ def ls(ctx: click.Context, where: str, long: bool, hidden: bool, itself: bool, f
             found = [(os.path.basename(path) or b".", place, entry)]
         shown = [row for row in found if hidden or itself or not row[0].startswith(b".")]
         if form == "json":
-            as_json([_described(*row) for row in shown])
+            as_json([_described(union, *row) for row in shown])
         else:
-            _print(shown, long=long)
+            _print(union, shown, long=long)
 
 
 def _children(union: Union, place: bytes, entry: Entry) -> list[tuple[bytes, bytes, Entry]]:
     found = []
-    for name, index in sorted(children([(layer, place) for layer in entry.layers])):
+    for name, _ in sorted(children(union.entry_places(place, entry))):
         path = place + b"/" + name if place else name
-        child = resolve(entry.layers[index:], path)
+        child = union.step(entry, place, name)
         if child is not None:
             child.attr.nlink = union.visible_links(path, child)
             found.append((name, path, child))
     return found
 
 
-def _print(rows: list[tuple[bytes, bytes, Entry]], *, long: bool) -> None:
-    lines = [_long(*row) for row in rows] if long else [[_shown(name)] for name, _, _ in rows]
+def _print(union: Union, rows: list[tuple[bytes, bytes, Entry]], *, long: bool) -> None:
+    lines = [_long(union, *row) for row in rows] if long else [[_shown(name)] for name, _, _ in rows]
     widths = [max((len(line[c]) for line in lines), default=0) for c in range(5)] if long else []
     for line in lines:
         numbers = [cell.rjust(width) for cell, width in zip(line, widths, strict=False)]
         sys.stdout.buffer.write(b" ".join([*numbers, *line[len(numbers) :]]) + b"\n")
 
 
-def _long(name: bytes, path: bytes, entry: Entry) -> list[bytes]:
+def _long(union: Union, name: bytes, path: bytes, entry: Entry) -> list[bytes]:
     attr = entry.attr
     length = f"{os.major(attr.rdev)}, {os.minor(attr.rdev)}" if _is_device(attr.mode) else str(attr.size)
     target = b""
     if stat.S_ISLNK(attr.mode):
-        target = b" -> " + _shown(entry.layers[0].readlink(path))
+        target = b" -> " + _shown(_target(union, path, entry))
     fields = (stat.filemode(attr.mode), attr.nlink, attr.uid, attr.gid, length, _date(attr.mtime_ns))
     return [*(str(field).encode() for field in fields), _shown(name) + target]
+
+
+def _target(union: Union, path: bytes, entry: Entry) -> bytes:
+    layer, at = union.entry_at(path, entry)
+    return layer.readlink(at)
 
 
 def _is_device(mode: int) -> bool:
@@ -100,8 +105,8 @@ def _shown(name: bytes) -> bytes:
     return printable(name).encode() if sys.stdout.isatty() else name
 
 
-def _described(name: bytes, path: bytes, entry: Entry) -> dict[str, object]:
-    attr, layer = entry.attr, entry.layers[0]
+def _described(union: Union, name: bytes, path: bytes, entry: Entry) -> dict[str, object]:
+    attr = entry.attr
     found: dict[str, object] = {
         "Name": printable(name),
         "Mode": stat.filemode(attr.mode),
@@ -113,7 +118,7 @@ def _described(name: bytes, path: bytes, entry: Entry) -> dict[str, object]:
         "ModifiedNs": attr.mtime_ns,
     }
     if stat.S_ISLNK(attr.mode):
-        found["Target"] = printable(layer.readlink(path))
+        found["Target"] = printable(_target(union, path, entry))
     if _is_device(attr.mode):
         found["Device"] = f"{os.major(attr.rdev)}:{os.minor(attr.rdev)}"
     return found
@@ -137,7 +142,8 @@ def cat(ctx: click.Context, places: tuple[str, ...]) -> None:
             if not stat.S_ISREG(entry.attr.mode):
                 number = errno.EISDIR if stat.S_ISDIR(entry.attr.mode) else errno.EINVAL
                 raise OSError(number, "not a regular file", where)
-            fd = entry.layers[0].open(place)
+            layer, at = union.entry_data_at(place, entry)
+            fd = layer.open(at)
             try:
                 while data := os.read(fd, _CHUNK):
                     sys.stdout.buffer.write(data)

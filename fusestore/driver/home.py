@@ -395,14 +395,24 @@ class Home(ABC):
 
     def chain(self, cache_id: CacheID) -> list[CacheID]:
         """The published layer and its parents, topmost first.  Raises CorruptStore."""
+        lower = self._lower(cache_id)
+        if not all(os.path.islink(self.path / link) for link in lower):
+            self._link_again()
         chain = [cache_id]
-        for link in self._lower(cache_id):
+        for link in lower:
             try:
                 target = os.readlink(self.path / link)
                 chain.append(parse_cache_id(target.split("/")[1]))
-            except (FileNotFoundError, ValueError, IndexError) as exc:
+            except (OSError, ValueError, IndexError) as exc:
                 raise CorruptStore(str(self.path / link), str(exc)) from None
         return chain
+
+    def _link_again(self) -> None:
+        """Make links that were lost; their names follow from those of the layers (``recreateSymlinks``)."""
+        self.links.mkdir(mode=0o700, exist_ok=True)
+        for cache_id in self.list_layers():
+            with suppress(FileExistsError):
+                (self.links / short_name(cache_id)).symlink_to(f"../{cache_id}/diff")
 
     def _lower(self, cache_id: CacheID) -> list[str]:
         try:

@@ -72,7 +72,7 @@ class LayerSpec:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LayerSpec:
         """The inverse of ``asdict``, whose enums JSON has by value."""
-        origin = data.get("origin")  # before 0.5 there was none, and its mounts may live
+        origin = data.get("origin")  # of a live mount that is older than origins there is none
         return cls(**{**data, "origin": Origin.from_json(origin) if origin else None})
 
 

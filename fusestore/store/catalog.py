@@ -12,6 +12,7 @@ up*: its record and its big data are copied, and from then on hide the other's (
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,20 +110,27 @@ class Catalog(ABC):
 
         Raises ImageNotFound, which has names that may have been meant, and AmbiguousName.
         """
+        try:
+            return self._image(name)
+        except ImageNotFound:
+            raise ImageNotFound(name, self._near(name)) from None
+
+    def _image(self, name: str) -> Image:
+        """The same, but the error names no others: finding them takes a look at every image."""
         bare = name.removeprefix("sha256:")
         try:
             return self._find(self.image_store, [bare, name, *_spellings(name)], lambda store: store.images())
         except ImageNotFound:
             found = self._by_digest(name)
             if found is None:
-                raise ImageNotFound(name, self._near(name)) from None
+                raise
             return found
 
     def _find(
         self, own: Items[T], words: Sequence[str], listed: Callable[[AdditionalStore], Sequence[T]]
     ) -> T:
-        sources: list[Items[T] | Listed[T]] = [own]
-        sources += map(Listed, self._listed(listed))
+        # Other stores are read only when they have to be.
+        sources = itertools.chain[Items[T] | Listed[T]]((own,), map(Listed, self._listed(listed)))
         for source in sources:
             found = next(filter(None, map(source.exact, words)), None) or source.by_prefix(words[0])
             # What was pulled up is not to be found under the names that it had.
@@ -156,7 +164,7 @@ class Catalog(ABC):
         """The item that `name` means, of the first of these kinds that has one.  Raises ItemNotFound."""
         finders: dict[type[Item], Callable[[str], Item]] = {
             LayerItem: self.layer,
-            Image: self.image,
+            Image: self._image,
             Container: self.container,
         }
         for exact in (True, False):

@@ -58,7 +58,7 @@ def check(
             return Report((Problem(Kind.DATABASE, "store.db", exc.reason),))
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A layer of the driver that a row names, and those below it, topmost first."""
 
     kind: Kind
@@ -107,14 +107,14 @@ class _Check:
     def _is_named(self, cache_id: CacheID) -> bool:
         return cache_id in self._metadata.owned()
 
-    def _missing(self, place: _Place) -> Problem:
+    def _missing(self, place: Place) -> Problem:
         if self._driver.exists(place.cache_id):
             what, remedy = "its lock is missing", Remedy.RESTORE
         else:
             what, remedy = f"its directory {place.cache_id} is missing", Remedy.DELETE
         return Problem(place.kind, place.item, what, remedy, place.cache_id)
 
-    def _place(self, place: _Place) -> Iterator[Problem]:
+    def _place(self, place: Place) -> Iterator[Problem]:
         """What is wrong with the directory of a layer."""
 
         def problem(what: str, remedy: Remedy) -> Problem:
@@ -275,17 +275,22 @@ def _content(path: object) -> str | None:
         return None
 
 
-def _named_places(rows: Rows) -> Iterator[_Place]:
+def _named_places(rows: Rows) -> Iterator[Place]:
     """Every layer of the driver that a row names."""
     for item, row in rows.layers.items():
-        yield _Place(Kind.LAYER, item, row["cache_id"], rows.below(row))
+        yield Place(Kind.LAYER, item, row["cache_id"], rows.below(row))
     for item, row in rows.rw_layers.items():
         below = rows.chain(row["parent"])
         chain = [row["mount_id"], *filter(None, [row["init_id"]]), *(layer["cache_id"] for layer in below)]
         for position in range(2 if row["init_id"] else 1):
-            yield _Place(Kind.RW_LAYER, item, chain[position], chain[position + 1 :])
+            yield Place(Kind.RW_LAYER, item, chain[position], chain[position + 1 :])
     for item, row in rows.graph_images.items():
-        yield _Place(Kind.GRAPH_IMAGE, item, row["cache_id"], rows.graph_below(row))
+        yield Place(Kind.GRAPH_IMAGE, item, row["cache_id"], rows.graph_below(row))
+
+
+def place_of(rows: Rows, cache_id: CacheID) -> Place | None:
+    """What names a layer of the driver, if anything does."""
+    return next((place for place in _named_places(rows) if place.cache_id == cache_id), None)
 
 
 def _inherited(kind: Kind, item: str, below: Problem, cache_id: str = "") -> Problem:

@@ -22,7 +22,14 @@ from fusestore.driver.below import opened
 from fusestore.driver.stack import merged
 from fusestore.driver.union.merged import MergedUnion
 from fusestore.driver.union.tree import Union
-from fusestore.errors import LayerInUse, LayerNotFound, NotMounted, NotReproducible, StoreIsReadOnly
+from fusestore.errors import (
+    LayerInUse,
+    LayerNotFound,
+    NotMounted,
+    NotReproducible,
+    NotSupported,
+    StoreIsReadOnly,
+)
 from fusestore.store.imagemounts import ImageMounts
 from fusestore.store.items import LayerItem
 from fusestore.store.layer import exact_tar
@@ -233,6 +240,10 @@ class LayerContents(ImageMounts):
         )
         self._metadata.add(record)
         top, *lowers = store.specs(layer)  # a driver that copies has no lowers
+        if len(lowers) > (len(store.specs(parent)) if parent else 0):
+            raise NotSupported(
+                f"{layer}: its files are in several places (podman --userns); it can only be read"
+            )
         below = self._metadata.get(parent).cache_id if parent and lowers else None
         self.graph_driver.borrow(record.cache_id, below, top).close()
 

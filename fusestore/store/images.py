@@ -36,7 +36,7 @@ class ImageStore(Items[Image]):
             flags=json.loads(row["flags"]),
             big_data=blobs,
             top_layer=row["top_layer"],
-            digest=row["digest"],
+            digest=row["digest"] or _first_manifest(blobs),
             size=row["size"],
             names_history=tuple(json.loads(row["history"])),
         )
@@ -80,6 +80,11 @@ class ImageStore(Items[Image]):
     def collect(self, *, deep: bool = False) -> None:
         """Delete blobs that no row names, of items of any kind."""
         self._blobs.collect(deep=deep)
+
+
+def _first_manifest(blobs: Mapping[str, BigData]) -> Digest | None:
+    """What an image is known by that was given no digest (containers/storage: ``recomputeDigests``)."""
+    return next((blob.digest for key, blob in blobs.items() if key.startswith(MANIFEST)), None)
 
 
 def configuration_key(image_id: str) -> str:

@@ -236,6 +236,11 @@ class RegisteredLayers:
         self._handles.remove(layer)
         return released
 
+    def let_go(self, layer: Layer) -> None:
+        """Close a handle; the layer stays, needed or not.  May be called twice."""
+        self._handles.discard(layer)
+        layer.drop()
+
     def delete_unneeded(self, chain_id: ChainID | None, stack: ExitStack | None = None) -> list[Released]:
         """Delete the layer unless somebody needs it, then its parent likewise, and so on down.
 

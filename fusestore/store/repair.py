@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fusestore import digest
 from fusestore.digest import CacheID, ChainID
 from fusestore.driver import mounter
 from fusestore.driver.mounter import Mounted
@@ -27,9 +28,11 @@ from fusestore.store.check import furniture, place_of
 from fusestore.store.database import Database
 from fusestore.store.leftovers import miscounted
 from fusestore.store.metadata import LayerMetadata
-from fusestore.store.report import UNREFERENCED, Kind, Problem, Remedy, Report
+from fusestore.store.report import Kind, Problem, Remedy, Report
 from fusestore.store.rows import Rows
 from fusestore.store.storage import Store
+
+_WORK = (Kind.CONTAINER, Kind.RW_LAYER)  # what somebody has put work into
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +58,19 @@ class _Repair:
 
     def run(self) -> Repaired:
         if self._store.read_only:
-            return Repaired((), [self._because(p, "the store is read-only") for p in self._report.problems])
+            return Repaired((), [_because(p, "the store is read-only") for p in self._report.problems])
         steps: dict[Remedy, Callable[[list[Problem]], None]] = {
             Remedy.COLLECT: self._collect,
             Remedy.UNMOUNT: self._unmount,
             Remedy.UNNAME: self._unname,
-            Remedy.DELETE: self._delete,
             Remedy.RESTORE: self._restore,
+            Remedy.DELETE: self._delete,
             Remedy.NONE: self._left.extend,
         }
         for remedy, step in steps.items():
             if found := self._report.of(remedy=remedy):
                 step(found)
         return Repaired(self._done, self._left)
-
-    def _because(self, problem: Problem, reason: object) -> Problem:
-        return replace(problem, what=f"{problem.what} ({reason})")
 
     def _say(self, verb: str, problem: Problem) -> None:
         line = f"{verb} {problem.kind.value} {problem.item}"
@@ -80,13 +80,16 @@ class _Repair:
     # -- what is left over ----------------------------------------------------------------------------
 
     def _collect(self, found: list[Problem]) -> None:
+        driver = self._store.graph_driver
+        for problem in found:
+            if problem.kind is Kind.DRIVER_LAYER:
+                with suppress(FileNotFoundError):
+                    _make_lock(driver.path / problem.item)  # without one nobody can delete it
         self._store.collect(deep=True)
         for problem in found:
-            path = self._store.graph_root / problem.item
-            if problem.kind is Kind.DRIVER_LAYER:
-                path = self._store.graph_driver.path / problem.item
-            if os.path.lexists(path):
-                self._left.append(self._because(problem, "another process works with it"))
+            home = driver.path if problem.kind is Kind.DRIVER_LAYER else self._store.graph_root
+            if os.path.lexists(home / problem.item):
+                self._left.append(_because(problem, "another process works with it"))
             else:
                 self._say("deleted", problem)
 
@@ -96,10 +99,11 @@ class _Repair:
                 self._detach(present)
         self._store.graph_driver.cleanup()
         miscounted(self._store, correct=True)
-        dead = {present.mountpoint for present in self._store.mounts() if not present.alive}
+        own = self._store.run_root / "mnt"
         for problem in found:
-            if problem.item in dead or mounter.is_dead(Path(problem.item)):
-                self._left.append(self._because(problem, "it cannot be unmounted"))
+            place = Path(problem.item)
+            if mounter.is_dead(place) or (place.parent == own and place.exists() and not place.is_mount()):
+                self._left.append(_because(problem, "it cannot be taken away"))
             else:
                 self._say("cleared", problem)
 
@@ -147,7 +151,7 @@ class _Repair:
     def _furnish(self, cache_id: CacheID, below: Sequence[CacheID]) -> None:
         """Write again what a driver has beside a layer.  Raises FileNotFoundError when that is gone."""
         driver = self._store.graph_driver
-        os.close(os.open(driver.path / cache_id / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        _make_lock(driver.path / cache_id)
         with closing(driver.hold(cache_id)):
             for name, content in furniture(cache_id, below, stacked=driver.stacked).items():
                 path = driver.path / name
@@ -168,15 +172,14 @@ class _Repair:
                 execute(f"UPDATE layers SET size = ? WHERE {which}", (size, problem.item, record.cache_id))
 
     def _resize_data(self, item: str) -> None:
-        """Write down the sizes of the files that an item's data are in, whose digests are verified."""
+        """Write down the true sizes of an item's data that have their digests."""
         with self._database.transaction() as execute:
             for row in execute("SELECT * FROM big_data WHERE item = ?", (item,)).fetchall():
                 with suppress(FileNotFoundError):
-                    size = (self._store.graph_root / "big" / row["file"]).stat().st_size
-                    execute(
-                        "UPDATE big_data SET size = ? WHERE kind = ? AND item = ? AND key = ?",
-                        (size, *tuple(row)[:3]),
-                    )
+                    data = (self._store.graph_root / "big" / row["file"]).read_bytes()
+                    if digest.of_bytes(data) == row["digest"]:
+                        which = "kind = ? AND item = ? AND key = ?"
+                        execute(f"UPDATE big_data SET size = ? WHERE {which}", (len(data), *tuple(row)[:3]))
 
     def _resize_images(self, rows: Rows) -> None:
         for item, row in rows.images.items():
@@ -190,6 +193,7 @@ class _Repair:
 
     def _delete(self, found: list[Problem]) -> None:
         """Delete what is damaged and what is on it: containers, RW layers, images, layers topmost first."""
+        self._untie()
         deletes = {
             Kind.CONTAINER: self._delete_container,
             Kind.RW_LAYER: self._delete_rw_layer,
@@ -199,14 +203,25 @@ class _Repair:
         for kind, delete in deletes.items():
             for problem in self._in_order(kind, found):
                 try:
-                    if kind in (Kind.CONTAINER, Kind.RW_LAYER) and not self._force:
+                    if kind in _WORK and not self._force:
                         raise LayerInUse(problem.item, "it is deleted only with --force")
-                    if delete(problem):
-                        self._say("deleted", problem)
+                    delete(problem)
                 except (FusestoreError, OSError) as exc:
                     reason = exc.reason if isinstance(exc, LayerInUse) else exc
-                    self._left.append(self._because(problem, reason))
+                    self._left.append(_because(problem, reason))
+                else:
+                    self._say("deleted", problem)
         self._left += [p for p in found if p.kind not in deletes]
+
+    def _untie(self) -> None:
+        """Let nothing that is going to be deleted refer to a layer that does not exist."""
+        ties = [("layers", "parent"), ("images", "top_layer")]
+        with self._database.transaction() as execute:
+            for table, column in [*ties, ("rw_layers", "parent")] if self._force else ties:
+                gone = f"{column} IS NOT NULL AND {column} NOT IN (SELECT id FROM layers)"
+                execute(f"UPDATE {table} SET {column} = NULL WHERE {gone}")
+            if self._force:
+                execute("DELETE FROM containers WHERE layer NOT IN (SELECT id FROM layers)")
 
     def _in_order(self, kind: Kind, found: list[Problem]) -> Iterator[Problem]:
         """The problems of a kind, one for each item; layers topmost first."""
@@ -216,38 +231,42 @@ class _Repair:
             problems = {item: problems[item] for item in order if item in problems}
         return iter(problems.values())
 
-    def _delete_container(self, problem: Problem) -> bool:
-        with suppress(ItemNotFound):
+    def _delete_container(self, problem: Problem) -> None:
+        if self._store.container_store.exists(problem.item):
             self._store.delete_container(problem.item)
-        return True
 
-    def _delete_rw_layer(self, problem: Problem) -> bool:
+    def _delete_rw_layer(self, problem: Problem) -> None:
         with suppress(RWLayerNotFound):
             self._store.layer_store.delete_mount(problem.item)
-        return True
 
-    def _delete_image(self, problem: Problem) -> bool:
+    def _delete_image(self, problem: Problem) -> None:
         """Its layers go as far as nothing else needs them, damaged or not."""
         if not self._store.image_store.exists(problem.item):
-            return True
+            return
         image = self._store.image_store.get(problem.item)
         if places := self._store.mounts_of(image):
-            raise LayerInUse(image.id[:12], f"mounted at {', '.join(places)}")
+            raise LayerInUse(image.id[:12], f"it is mounted at {', '.join(places)}")
         self._store.delete_image(image.id)
-        return True
 
-    def _delete_layer(self, problem: Problem) -> bool:
+    def _delete_layer(self, problem: Problem) -> None:
         """Delete a layer if it is still the one that was found damaged, and nothing is on it."""
 
         def choose() -> list[str]:
-            record = self._store.layer_items.record(problem.item)
-            if problem.cache_id not in ("", record.cache_id):
+            record = self._metadata.find(ChainID(problem.item))
+            if record is None or problem.cache_id not in ("", record.cache_id):
                 return []
             if self._store.graph_driver.mounted(record.cache_id):
                 raise LayerInUse(problem.item, "it is mounted")
-            self._store.layer_store.refuse_needed(record.chain_id)
+            self._metadata.refuse_needed(record.chain_id)
             return [problem.item]
 
-        with suppress(ItemNotFound):
-            self._store.delete_layers(choose)
-        return True
+        self._store.delete_layers(choose)
+
+
+def _because(problem: Problem, reason: object) -> Problem:
+    return replace(problem, what=f"{problem.what} ({reason})")
+
+
+def _make_lock(directory: Path) -> None:
+    """Raises FileNotFoundError when the layer's directory is gone."""
+    os.close(os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

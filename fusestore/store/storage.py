@@ -197,7 +197,10 @@ class Store(LayerContents):
             raise NotSupported(f"{parent}: not a registered layer, so what is on it has no chain ID")
         below = self._borrowed(parent) if parent else None
         handle = self.layer_store.register(tar, ChainID(below) if below else None)
-        return self.layer_items.get(handle.chain_id)  # not released, so it stays
+        try:
+            return self.layer_items.get(handle.chain_id)
+        finally:
+            self.layer_store.let_go(handle)
 
     def _parent(self, name: str) -> str:
         """The id of a layer that others may be put on.  Raises LayerNotFound, ParentIsContainer."""

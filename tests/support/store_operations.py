@@ -83,7 +83,7 @@ _LISTS = {"keys": (["manifest"], ["k", "manifest"], [], ["k", "."])}
 
 
 def words(kind: str, space: str) -> list[str]:
-    """Ids, names and beginnings that may mean something of `kind`, all in a `space` of their own; and others."""
+    """Ids, names and beginnings, most of which may mean something of `kind`; all begin with `space`."""
     ids = [f"{space}{kind[0]}{number}" for number in range(3)]
     layers = [f"{space}k{number}" for number in range(2)] if kind != "image" else []
     names = [f"{space}n{number}" for number in range(4)]

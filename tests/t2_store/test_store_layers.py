@@ -5,7 +5,8 @@ changes, the same bytes each time (containers/storage: Store.PutLayer, ApplyDiff
 """
 
 import gzip
-import io
+import sqlite3
+from contextlib import closing
 
 import pytest
 from support import stores
@@ -21,6 +22,7 @@ from fusestore.errors import (
     LayerNotFound,
     LayerUsedByContainer,
     LayerUsedByImage,
+    MaxDepthExceeded,
     ParentIsContainer,
 )
 
@@ -164,6 +166,29 @@ def test_a_layer_that_got_a_child_takes_no_diff_any_more(store):
     with pytest.raises(LayerInUse, match="takes no changes"):
         store.apply_diff("l", Stream(B))
     assert changes(store, "", "l") == ["A a"]
+
+
+def test_a_chain_has_at_most_500_layers(store, store_root):
+    """containers/storage (overlay: maxDepth).  Rows are enough to count; real ones would take too long."""
+    store.create_layer("l1")
+    rows = [(f"l{n}", f"l{n - 1}", f"{n:064}") for n in range(2, 501)]
+    with closing(sqlite3.connect(store_root / "store.db")) as database, database:
+        database.executemany(
+            "INSERT INTO layers (id, parent, cache_id, size, reproducible, created) VALUES (?, ?, ?, 0, 0, 0)",
+            rows,
+        )
+    store.create_image("i", layer="l500")
+    for call in (
+        lambda: store.create_layer("l501", "l500"),
+        lambda: put(store, "l501", A, "l500"),
+        lambda: store.create_container("c", image="i"),
+    ):
+        with pytest.raises(MaxDepthExceeded, match="layer 501 of a chain that may have 500"):
+            call()
+    store.delete("i")
+    with closing(sqlite3.connect(store_root / "store.db")) as database, database:
+        database.execute("DELETE FROM layers WHERE id <> 'l1'")
+    assert [layer.id for layer in store.layers()] == ["l1"]
 
 
 # -- deleting -----------------------------------------------------------------------------------------

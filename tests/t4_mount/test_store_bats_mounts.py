@@ -1,13 +1,12 @@
 """containers/storage's bats tests that mount layers and containers, each call in a process of its own.
 
-mount-layer, create-layer, create-container, layers (301 of them), overlay-recreate, abs and shutdown; and what
+mount-layer, create-layer, create-container, layers (130 of them), overlay-recreate, abs and shutdown; and what
 becomes of counts and data when somebody else unmounts, a server dies, or the machine is booted anew (seeds.md
 9: D20, D26-D28; 12).
 """
 
 import os
 import shutil
-import subprocess
 
 import pytest
 from support.fsck import problems
@@ -25,6 +24,8 @@ from support_real.commands import (
 from support_real.storage_steps import STDIN, Failed, Steps
 
 from fusestore.store.storage import Store
+
+COUNT = 130  # layers
 
 
 @pytest.fixture
@@ -104,11 +105,11 @@ def test_containers_with_and_without_image(steps):
     assert problems(steps.place.root) == []
 
 
-def test_301_layers(place):
-    """Upstream's number; containers/storage allows 500 (overlay: maxDepth), we have no limit of our own."""
+def test_many_layers(place):
+    """layers.bats has 301, which take too long here; more than moby's 125, fewer than containers/storage's 500."""
     with Store(str(place.root), str(place.runroot)) as store:
         parent = ""
-        for number in range(1, 302):
+        for number in range(1, COUNT + 1):
             archive = tar(member(f"layer{number}", b"%d" % number))
             parent = store.put_layer(f"{number:03}", parent, diff=Stream(archive)).id
         store.create_image("i", layer=parent)
@@ -116,12 +117,12 @@ def test_301_layers(place):
     steps("create_container", "c", image="i")
     root = steps.mount("c")
     assert {path.name: path.read_text() for path in root.iterdir()} == {
-        f"layer{number}": str(number) for number in range(1, 302)
+        f"layer{number}": str(number) for number in range(1, COUNT + 1)
     }
     (root / "layer1").unlink()
     assert steps("changes", "", steps("container", "c")["layer"]) == ["D layer1"]
     steps("delete_container", "c")
-    assert steps("delete_image", "i") == [f"{number:03}" for number in range(301, 0, -1)]
+    assert steps("delete_image", "i") == [f"{number:03}" for number in range(COUNT, 0, -1)]
     assert problems(place.root) == []
 
 
@@ -144,7 +145,6 @@ def test_links_and_mountpoints_that_are_lost_are_made_again(steps):
         assert sorted(os.listdir(steps.mount("mid"))) == ["etc", "new"]
         for layer in ("upper", "mid"):
             assert steps("unmount", layer) is False
-            shutil.rmtree(steps.place.runroot / "mnt" / "nothing", ignore_errors=True)
         for left in place.parent.iterdir():
             left.rmdir()
     steps("create_layer", "more", "upper")
@@ -281,4 +281,4 @@ def test_a_layer_that_is_put_while_its_process_is_killed_is_not_there(steps):
     assert steps.place.half_made() == []
     assert problems(steps.place.root) == []
     steps("put_layer", "dying0", "l", ["name"], diff=STDIN, data=archive)
-    assert subprocess.list2cmdline(steps.ids("layers")) == "l dying0"
+    assert steps.ids("layers") == ["l", "dying0"]
