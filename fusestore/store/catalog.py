@@ -11,7 +11,6 @@ up*: its record and its big data are copied, and from then on hide the other's (
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 from abc import ABC, abstractmethod
@@ -84,7 +83,9 @@ class Catalog(ABC):
         found = {item.id: item for item in own}
         for items in self._listed(listed):
             for item in items:
-                found.setdefault(item.id, item)
+                present = found.setdefault(item.id, item)
+                if present.read_only:  # borrowed: its own store knows it better
+                    found[item.id] = item
         return list(found.values())
 
     def _listed(self, listed: Callable[[AdditionalStore], Sequence[T]]) -> Iterator[Sequence[T]]:
@@ -134,11 +135,14 @@ class Catalog(ABC):
         for source in sources:
             found = next(filter(None, map(source.exact, words)), None) or source.by_prefix(words[0])
             # What was pulled up is not to be found under the names that it had.
-            found = [item for item in found if source is own or not own.exists(item)]
+            found = [
+                item for item in found if source is own or not own.exists(item) or own.get(item).read_only
+            ]
             if len(found) > 1:
                 raise AmbiguousName(words[0])
             if found:
-                return source.get(found[0])
+                item = source.get(found[0])
+                return self.exact_layer(item.id) if isinstance(item, LayerItem) else item
         raise own.not_found(words[0])
 
     def _by_digest(self, name: str) -> Image | None:
@@ -153,6 +157,8 @@ class Catalog(ABC):
 
     def _near(self, name: str) -> list[str]:
         """Names that may have been meant: spelled alike, or the same repository with another tag."""
+        import difflib  # what few need, nobody has to wait for
+
         known = {n: n for image in self.images() for n in image.names}
         known |= {n.rpartition("/")[2]: n for n in known}
         known |= {n.partition(":")[0]: full for n, full in known.items()}
@@ -199,10 +205,11 @@ class Catalog(ABC):
 
     def exact_layer(self, layer: str) -> LayerItem:
         """The layer of exactly this id.  Raises LayerNotFound."""
-        if self.layer_items.exists(layer):
-            return self.layer_items.get(layer)
+        own = self.layer_items.get(layer) if self.layer_items.exists(layer) else None
+        if own is not None and not own.read_only:
+            return own
         store = self.additional_of(layer)
-        found = store.layer(layer) if store else None
+        found = (store.layer(layer) if store else None) or own
         if found is None:
             raise LayerNotFound(layer)
         return found
@@ -322,9 +329,8 @@ class Catalog(ABC):
 
     def big_data(self, item: Item, key: str) -> bytes:
         """A blob of an item, verified.  Raises BigDataNotFound, CorruptStore."""
-        own = self._items_of(item)
-        if own.exists(item.id) and key in item.big_data:
-            return own.big_data(item.id, key)
+        if not item.read_only:
+            return self._items_of(item).big_data(item.id, key)
         kind: Kind = "layer" if isinstance(item, LayerItem) else "image"
         for store in self.additional_stores:
             if (store.layer if kind == "layer" else store.image)(item.id) is not None:

@@ -60,9 +60,12 @@ class LayerContents(ImageMounts):
         """
         layer = self.layer_items.at(name) or self._mountable(name)
         try:
-            return self.layer_items.unmount(layer, force=force)
+            still = self.layer_items.unmount(layer, force=force)
         except NotMounted:
             raise NotMounted(name) from None
+        if not still:
+            self._give_back_now(layer)
+        return still
 
     def mounted(self, name: str) -> int:
         """How many `mount` of a container or layer have not been given back."""
@@ -246,6 +249,17 @@ class LayerContents(ImageMounts):
             )
         below = self._metadata.get(parent).cache_id if parent and lowers else None
         self.graph_driver.borrow(record.cache_id, below, top).close()
+
+    def _give_back_now(self, layer: str) -> None:
+        """Give back a layer that was borrowed for nothing."""
+        if self.layer_items.exists(layer) and self.layer_items.record(layer).origin is not None:
+            with ExitStack() as stack, self._database.transaction():
+                self._give_back(layer, stack)
+
+    def _give_back_all(self) -> None:
+        """Give back whatever is borrowed and not needed, such as by processes that died."""
+        for (layer,) in self._database.select("SELECT id FROM layers WHERE origin IS NOT NULL"):
+            self._give_back_now(layer)
 
     def _give_back(self, layer: str | None, stack: ExitStack) -> None:
         """Inside a transaction: unname a borrowed layer that nothing is on, and those below it."""

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from sqlite3 import Row
 
-from fusestore.compression import decompressed
 from fusestore.digest import CacheID, ChainID, HashingReader, Readable, new_cache_id
 from fusestore.driver.api import Change, Driver, Held
 from fusestore.errors import InvalidLayer, LayerInUse, LayerNotFound, NotMounted
@@ -128,6 +127,8 @@ class LayerItems(Items[LayerItem]):
 
     def _applied(self, record: LayerRecord, diff: Readable) -> LayerRecord:
         """Apply a tar, plain or compressed, to a layer; the record with what it turned out to be."""
+        from fusestore.compression import decompressed  # who only lists has no use for it
+
         blob = HashingReader(diff)
         plain = decompressed(blob)
         applied, diff_id, size = self._layer_store.unpack(record.cache_id, plain)

@@ -215,9 +215,13 @@ class Store(LayerContents):
         if layer is None:
             return make(None)
         try:
-            return make(self._borrowed(layer))
-        except LayerNotFound:  # another process may have given back just now what it had borrowed
-            return make(self._borrowed(layer))
+            try:
+                return make(self._borrowed(layer))
+            except LayerNotFound:  # another process may have given back just now what it had borrowed
+                return make(self._borrowed(layer))
+        except BaseException:
+            self._give_back_now(layer)
+            raise
 
     def delete_layer(self, name: str) -> None:
         """Delete a layer that nothing needs; it is unmounted.
@@ -293,6 +297,8 @@ class Store(LayerContents):
                 return self.image_store.get(image.id)
         except BaseException as exc:
             self.image_store.collect()
+            if image.top_layer:
+                self._give_back_now(image.top_layer)
             if isinstance(exc, sqlite3.IntegrityError):
                 raise LayerNotFound(str(image.top_layer)) from None
             raise
@@ -548,6 +554,7 @@ class Store(LayerContents):
         self.image_store.collect(deep=deep)
         if deep:
             self.container_store.collect()
+            self._give_back_all()
 
 
 #: The stores that `get_store` has opened, by root and runroot.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from support.fsck import problems
-from support.tars import folder, member, tar
+from support.tars import Stream, folder, member, tar
 
 from fusestore.config import StoreOptions
 from fusestore.store.storage import Store
@@ -34,6 +34,16 @@ def checked(root: Path, runroot: Path, driver: str) -> Iterator[Store]:
         yield store
         store.unmount_all()
     assert problems(root) == []
+
+
+def filled(store: Store) -> Store:
+    """It, with one item of each kind, and a registered layer."""
+    store.create_layer("base", names=["base-name"])
+    store.create_image("img", ["image-name"], "base")
+    store.create_container("ctr", ["container-name"], "img", "ctr-layer")
+    store.layer_store.register(Stream(B))
+    store.layer_store.close()  # the handle
+    return store
 
 
 def changes(store: Store, from_: str, to: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The three layers that containers/storage's bats tests fill, and what must be told of them (helpers.bash).
 
-A file has 256 random bytes and the time 0.  The middle layer deletes eight things and adds six; the upper makes
-some of the deleted ones again, and adds into a directory of the lowest.
+A file has 256 random bytes and the time 0.  The middle layer deletes eight things and adds six; the upper
+makes some of the deleted ones again, and adds into a directory of the lowest.
 """
 
 import io

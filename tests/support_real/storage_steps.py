@@ -1,13 +1,13 @@
-"""One call of `Store` in a process of its own, as containers/storage's bats tests run one command after another.
+"""One call of `Store` in a process of its own, as containers/storage's bats tests run command after command.
 
 Starting Python and importing everything takes ten times as long as most calls.  So a process that has only
 imported the library, and opened nothing, forks for each step: what runs the step shares nothing with the step
 before but the store on disk.
 
-``python -m support_real.storage_steps METHOD [POSITIONAL, ...] {KEYWORD: ...}`` is one step by itself.  The
-store is the one that the environment names.  Bytes and streams are written as they are, all else as JSON.  The
-argument "@stdin" is what comes in there.  Errors go to stderr as ``Class: message``, and the exit code is 125;
-any other exception ends the step with a traceback, which no test takes for an error.
+``python -m support_real.storage_steps METHOD [POSITIONAL, ...] {KEYWORD: ...}`` is one step by itself.
+The store is the one that the environment names.  Bytes and streams are written as they are, all else as JSON.
+The argument "@stdin" is what comes in there.  Errors go to stderr as ``Class: message``, and the exit code is
+125; any other exception ends the step with a traceback, which no test takes for an error.
 """
 
 import atexit

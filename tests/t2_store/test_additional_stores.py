@@ -1,4 +1,4 @@
-"""Another fusestore's root behind a store: read, built upon and never written (containers/storage: stores.bats).
+"""Another fusestore's root behind a store: read, built upon and never written (stores.bats).
 
 The other store is closed to writing all the while and looked at afterwards: not a byte of it, not a time has
 changed.  With mounts the same is in t4_mount/test_store_bats_additional; podman's stores: test_graphroot*.
@@ -174,7 +174,10 @@ def test_layers_images_and_containers_on_top_of_it(store):
     assert own.parent == "ro-upper"
     assert [line for line in changes(store, "", "own") if line != "C etc"] == ["D etc/issue", "A own"]
     image = store.create_image("img", ["own-image"], "own")
-    assert (image.size, store.image_size("img")) == (710, sum(store.layer_size(l.id) for l in store.chain(image)))
+    assert (image.size, store.image_size("img")) == (
+        710,
+        sum(store.layer_size(l.id) for l in store.chain(image)),
+    )
     with store.union(image) as union:
         assert paths(union) == [b"etc", b"new", b"own"]
     container = store.create_container("c", image="ro-name", layer_id="cl")
@@ -184,7 +187,9 @@ def test_layers_images_and_containers_on_top_of_it(store):
     for from_, expected in (("ro-lower", ["C etc", "D etc/motd"]), ("ro-upper", ["D new"])):
         assert [line for line in changes(store, from_, "cl") if line != "C etc"] == expected[-1:]
     with store.diff("", "own") as stream:
-        assert store.put_layer("again", "ro-upper", diff=stream).uncompressed_digest == own.uncompressed_digest
+        assert (
+            store.put_layer("again", "ro-upper", diff=stream).uncompressed_digest == own.uncompressed_digest
+        )
 
 
 def test_what_is_borrowed_looks_as_before_and_is_given_back(store):

@@ -1,8 +1,9 @@
 """The register of defects in the stores that we follow (seeds.md 9), D16-D37: those of containers/storage.
 
 One test for each, its number in its name; it fails with the defect.  Those that need a FUSE mount are in
-t4_mount/test_store_bats_mounts (D26-D28 there too), D30, D33 and D36 in test_store_layers and test_store_items,
-D1-D15 and D38-D40 in test_defects.  Also here: what may be deleted, and that a dry run tells it (seeds.md 4.8).
+t4_mount/test_store_bats_mounts (D26-D28 there too), D30, D33 and D36 in test_store_layers and
+test_store_items, D1-D15 and D38-D40 in test_defects.  Also here: what may be deleted, and that a dry run tells
+it (seeds.md 4.8).
 """
 
 import hashlib
@@ -209,8 +210,7 @@ def test_d29_an_error_while_a_diff_is_compressed_reaches_the_reader(store, form)
     cache_id = store.layer_items.record(layer.id).cache_id
     (store.graph_driver.path / cache_id / "diff/f").write_bytes(noise[:-1] + b"!")
     with store.diff("", "l", form) as stream, pytest.raises(CorruptStore, match="integrity checksum failed"):
-        while stream.read(1 << 16):
-            pass
+        stream.read()
 
 
 def test_d31_whoever_has_the_store_open_sees_every_commit(store, store_root, runroot):

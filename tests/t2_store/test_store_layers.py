@@ -1,5 +1,6 @@
-"""Layers that callers make, fill and compare: create_layer, put_layer, apply_diff, diff, changes, on both drivers.
+"""Layers that callers make, fill and compare: create_layer, put_layer, apply_diff, diff, changes.
 
+Both drivers.
 An exact tar comes back byte for byte where one was applied to an empty layer; everything else is made of the
 changes, the same bytes each time (containers/storage: Store.PutLayer, ApplyDiff, Diff, Changes, DiffSize).
 """
@@ -174,7 +175,8 @@ def test_a_chain_has_at_most_500_layers(store, store_root):
     rows = [(f"l{n}", f"l{n - 1}", f"{n:064}") for n in range(2, 501)]
     with closing(sqlite3.connect(store_root / "store.db")) as database, database:
         database.executemany(
-            "INSERT INTO layers (id, parent, cache_id, size, reproducible, created) VALUES (?, ?, ?, 0, 0, 0)",
+            "INSERT INTO layers (id, parent, cache_id, size, reproducible, created)"
+            " VALUES (?, ?, ?, 0, 0, 0)",
             rows,
         )
     store.create_image("i", layer="l500")

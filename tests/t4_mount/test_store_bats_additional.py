@@ -1,5 +1,7 @@
-"""containers/storage's stores.bats with mounts, each call in a process of its own: another fusestore's root is
-read behind a store, its images are mounted where they are, and layers and containers are made on top of them.
+"""containers/storage's stores.bats with mounts, each call in a process of its own.
+
+Another fusestore's root is read behind a store, its images are mounted where they are, and layers and
+containers are made on top of them.
 """
 
 import os
@@ -11,11 +13,15 @@ from support.stores import ABOVE, DRIVERS, TREE, A
 from support_real.commands import Place, is_a_mountpoint
 from support_real.storage_steps import STDIN, Failed, Steps
 
+MADE_BY_EITHER = pytest.mark.parametrize("steps", DRIVERS, indirect=True)
 
-@pytest.fixture(params=DRIVERS)
+
+@pytest.fixture
 def steps(request, place, tmp_path):
-    """A store, and behind it one of either driver with an image of two layers."""
-    other = Steps(Place(tmp_path / "ro", tmp_path / "ro-run"), {"FUSESTORE_DRIVER": request.param})
+    """A store, and behind it one with an image of two layers."""
+    other = Steps(
+        Place(tmp_path / "ro", tmp_path / "ro-run"), {"FUSESTORE_DRIVER": getattr(request, "param", "fuse")}
+    )
     other("put_layer", "ro-lower", "", ["lower-name"], diff=STDIN, data=TREE)
     other("put_layer", "ro-upper", "ro-lower", ["upper-name"], diff=STDIN, data=ABOVE)
     other("create_image", "ro-image", ["localhost/ro:1"], "ro-upper")
@@ -24,6 +30,7 @@ def steps(request, place, tmp_path):
     assert problems(tmp_path / "ro") == []
 
 
+@MADE_BY_EITHER
 def test_a_container_on_a_read_only_image(steps):
     steps("create_container", "c", ["container"], "ro:1", "cl")
     root = steps.mount("container")
@@ -43,6 +50,7 @@ def test_a_container_on_a_read_only_image(steps):
     assert problems(steps.place.root) == []
 
 
+@MADE_BY_EITHER
 def test_a_layer_on_a_read_only_layer_and_a_mount_of_that(steps):
     steps("create_layer", "own", "upper-name")
     own = steps.mount("own")

@@ -1,7 +1,7 @@
 """containers/storage's changes.bats, diff.bats, applydiff.bats, import-layer.bats and apply-junk.bats.
 
-Three layers are filled through mounts, each call of the store in a process of its own; what is told of them must
-be the same while they are mounted, afterwards, and of layers made again from the diffs.
+Three layers are filled through mounts, each call of the store in a process of its own; what is told of them
+must be the same while they are mounted, afterwards, and of layers made again from the diffs.
 """
 
 import bz2

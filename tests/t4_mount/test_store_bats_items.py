@@ -1,6 +1,6 @@
 """containers/storage's bats tests of records, each call in a process of its own.
 
-bigdata, container, container-dirs, create-*, delete*, image, images-by-digest, metadata, names and status.bats.
+bigdata, container, container-dirs, create-*, delete*, image, images-by-digest, metadata, names, status.
 What one process has written the next one reads; nothing here is mounted.
 """
 
@@ -68,8 +68,12 @@ def test_metadata_of_items(steps, kind):
 def test_images_by_the_digest_of_a_manifest(steps):
     own, first, second = (sha256(text.encode()) for text in ("own", "first", "second"))
     steps("create_image", "j", ["j-name"], digest=own)
-    for image, key, text in (("i", "manifest", "first"), ("j", "manifest", "first"), ("j", "other", "second")):
-        steps(f"set_image_big_data", image, key, text)
+    for image, key, text in (
+        ("i", "manifest", "first"),
+        ("j", "manifest", "first"),
+        ("j", "other", "second"),
+    ):
+        steps("set_image_big_data", image, key, text)
     steps("set_image_big_data", "j", "manifest-2", "second")
 
     def found(digest):
