@@ -104,7 +104,13 @@ class Blobs:
 
     @contextmanager
     def setting(self) -> Iterator[None]:
-        """To be around the transaction that sets blobs: deletes what was replaced when that has succeeded."""
+        """To be around the transaction that sets blobs: deletes what was replaced when that has succeeded.
+
+        Inside a transaction it leaves that to the one around it.
+        """
+        if self._database.in_transaction:
+            yield
+            return
         try:
             yield
             for path in self._replaced:

@@ -148,7 +148,7 @@ class Database:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Have all queries until the context ends see the same state of the database."""
-        if self._connection.in_transaction:
+        if self.in_transaction:
             yield
             return
         self.select("SELECT 1")  # a file that has changed is opened anew
@@ -167,7 +167,7 @@ class Database:
         """
         if self.read_only:
             raise StoreIsReadOnly(str(self._path.parent))
-        if self._connection.in_transaction:
+        if self.in_transaction:
             yield self._connection.execute
             return
         with self._complaints():
@@ -179,8 +179,13 @@ class Database:
                 self._roll_back()
                 raise
 
+    @property
+    def in_transaction(self) -> bool:
+        """True inside `transaction`, and inside `snapshot`."""
+        return self._connection.in_transaction
+
     def _roll_back(self) -> None:
-        if self._connection.in_transaction:  # SQLite may have done so by itself
+        if self.in_transaction:  # SQLite may have done so by itself
             self._connection.execute("ROLLBACK")
 
     def settle(self) -> None:

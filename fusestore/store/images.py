@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from sqlite3 import Row
 
-from fusestore.digest import Digest
+from fusestore.digest import Digest, of_bytes
 from fusestore.errors import ImageNotFound
 from fusestore.store.bigdata import BigData
 from fusestore.store.items import Image, Items
@@ -70,6 +70,14 @@ class ImageStore(Items[Image]):
             history = dict.fromkeys([*reversed(names), *self.get(item).names_history])
             self._update(item, "history", json.dumps(list(history)))
             self.name(item, names)
+
+    def set_big_data(self, item: str, key: str, data: bytes) -> None:
+        """As for all items; an image that is known by its manifest's digest is known by the new one's."""
+        with self._blobs.setting(), self._database.transaction():
+            image = self.get(item)
+            super().set_big_data(item, key, data)
+            if key == MANIFEST and key in image.big_data and image.digest == image.big_data[key].digest:
+                self._update(item, "digest", of_bytes(data))
 
     def remove_names(self, names: Iterable[str]) -> None:
         """Take names away from whatever images have them."""

@@ -83,9 +83,10 @@ def _files(store: Store, database: Database) -> _Found:
     containers = ContainerStore(database, blobs, store.graph_root, store.run_root)
     with database.transaction():
         unnamed = [*blobs.unnamed(deep=True), *containers.unnamed()]
+        owned = LayerMetadata(database).owned()
     groups = {
         "no row names it": unnamed,
-        "it leads to no layer": _links(store),
+        "it leads to no layer": _links(store, owned),
         "nobody works with it": _half_made(store.graph_root / "tmp"),
     }
     return {
@@ -112,11 +113,16 @@ def _shown(store: Store, path: Path) -> str:
     return str(path.relative_to(store.graph_root)) if store.graph_root in path.parents else str(path)
 
 
-def _links(store: Store) -> Iterator[Path]:
-    links = store.graph_driver.links
-    for name in os.listdir(links):
-        if not os.path.lexists(links / name / ".."):
-            yield links / name
+def _links(store: Store, owned: set[CacheID]) -> Iterator[Path]:
+    """Links to layers that are neither there nor named."""
+    driver = store.graph_driver
+    for name in os.listdir(driver.links):
+        try:
+            layer = os.readlink(driver.links / name).split("/")[1]
+        except (OSError, IndexError):
+            layer = ""
+        if layer not in owned and not (layer and os.path.lexists(driver.path / layer)):
+            yield driver.links / name
 
 
 def _half_made(tmp: Path) -> Iterator[Path]:

@@ -59,6 +59,11 @@ class Rows:
             layer = found[-1]["parent"]
         return found
 
+    def is_whole(self, layer: str | None) -> bool:
+        """True when no layer of a chain is missing."""
+        chain = self.chain(layer)
+        return layer is None or (bool(chain) and chain[-1]["parent"] is None)
+
     def base_up(self) -> list[Row]:
         """Every layer, those below others first."""
         found: dict[str, Row] = {}
@@ -126,7 +131,8 @@ def _images(rows: Rows) -> Iterator[Problem]:
             yield Problem(Kind.IMAGE, item, f"its layer {row['top_layer']} does not exist", Remedy.DELETE)
             continue
         chain = rows.chain(row["top_layer"])
-        if all(layer["id"].startswith("sha256:") for layer in chain):  # others may have grown
+        is_fixed = all(layer["id"].startswith("sha256:") for layer in chain)  # others may have grown
+        if is_fixed and rows.is_whole(row["top_layer"]):
             size = sum(layer["size"] for layer in chain)
             if row["size"] != size:
                 what = f"its size is written down as {row['size']}, that of its layers is {size}"

@@ -161,8 +161,10 @@ def eventually(condition, what: str) -> None:
 
 
 def is_running(pid: int) -> bool:
+    """True until all of a process is gone; its first thread may end before those that hold its files."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
     except OSError:
         return False
 

@@ -73,7 +73,7 @@ def test_of_a_damaged_layer_nothing_is_left(place, file, tmp_path):
 def test_layers_are_deleted_one_by_one_from_the_top(place, file):
     base = place.ok("layer", "register", file("base.tar", BASE))
     above = place.ok("layer", "register", file("above.tar", ABOVE), "--parent", base)
-    assert "another layer or an image is on it" in place.fails("layer", "rm", base)
+    assert f"{base}: in use: the layer {above} is on it" in place.fails("layer", "rm", base)
     assert place.ok("layer", "rm", above) == f"Deleted: {above}"
     assert [row["ChainID"] for row in place.listed("layers")] == [base]
     assert place.ok("layer", "rm", base) == f"Deleted: {base}"
