@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlite3 import Row
 
 from fusestore.errors import ContainerNotFound, InvalidBigDataName, InvalidText
-from fusestore.files import remove_tree, write_durably
+from fusestore.files import opened, remove_tree, tree_usage, write_durably
 from fusestore.store.bigdata import BigData, Blobs, item_name
 from fusestore.store.database import Database
 from fusestore.store.items import Container, Items
@@ -76,11 +76,21 @@ class ContainerStore(Items[Container]):
     def directory(self, container: str, *, run: bool) -> Path:
         """The directory that lives with a container, or with `run` until the machine is down; 0700."""
         place = self._place(container, run=run) / "userdata"
+        if not place.is_dir() and run and self._database.read_only:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not place.is_dir():
             with self._database.transaction():  # so that it is not made for a container that goes just now
                 self.get(container)
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
         return place
+
+    def size(self, container: str) -> int:
+        """Bytes of the files in both directories."""
+        size = 0
+        for run in (False, True):
+            with suppress(FileNotFoundError), opened(self._place(container, run=run)) as fd:
+                size += tree_usage(fd)[0]
+        return size
 
     def _place(self, container: str, *, run: bool) -> Path:
         return self._places[run] / item_name(container)
@@ -107,6 +117,13 @@ class ContainerStore(Items[Container]):
         if path == directory or directory not in path.parents:
             raise InvalidBigDataName(file)
         return path
+
+    def delete_directories(self, container: str) -> None:
+        """Delete those of a container whose row is gone, unless another process has just made it again."""
+        with self._database.transaction():
+            if not self.exists(container):
+                for run in (False, True):
+                    remove_tree(self._place(container, run=run))
 
     def collect(self) -> None:
         """Delete directories of containers that no row names."""

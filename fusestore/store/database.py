@@ -8,8 +8,8 @@ memory.
 ``application_id`` and ``user_version`` say whose file it is and of which format.  A file that is not ours, or
 newer than this program, or damaged, is refused and never written to.
 
-A database that we may not write is opened read-only; where not even its log can be read or made, as a file
-that does not change, which is opened anew when it has.
+A database that we may not write is opened read-only; where not even its log can be read or made, a copy of
+the file is, anew whenever that has changed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from fusestore.store.schema import FORMAT, MIGRATIONS, SCHEMA
 _APPLICATION_ID = 0x46555345  # "FUSE"
 _PATIENCE = 60  # seconds a statement waits for other processes' transactions
 
+# Places in the file (sqlite.org/fileformat.html): 1 1 for no log, 2 2 for one; and a counter of changes.
+_VERSIONS, _CHANGES = slice(18, 20), slice(24, 28)
+
 # Filesystems whose locks or shared memory end at this machine.
 _NETWORK = (
     "9p", "afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "nfs4", "smb3", "virtiofs",
@@ -44,7 +47,7 @@ class Database:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self.read_only = read_only
-        self._state: tuple[int, ...] | None = None  # of a file that is taken for one that does not change
+        self._state: tuple[int, ...] | None = None  # of the file that we have a copy of
         with self._complaints():
             if read_only:
                 os.stat(path)
@@ -55,18 +58,19 @@ class Database:
             self._open_patiently()
 
     def _connect_read_only(self) -> None:
-        """With the log, if there is one that we may read; else the file as it is, until that changes."""
+        """With the log, if there is one that we may read; else a copy of the file, until that changes."""
         self._state = None
-        self._connection = _connected(self._path, "mode=ro")
+        self._connection = _connected(self._path, "mode=ro&readonly_shm=1")
         try:
             self._verify()
         except sqlite3.OperationalError as exc:
             self._connection.close()
-            # READONLY is for a directory in which the log cannot be made.
+            # READONLY: the log would have to be made.
             if exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
                 raise
-            self._state = _state(self._path)
-            self._connection = _connected(self._path, "mode=ro&immutable=1")
+            data, self._state = _copied(self._path)
+            self._connection = _connected(":memory:")
+            self._connection.deserialize(data)
             self._verify()
 
     def _open_patiently(self) -> None:
@@ -140,7 +144,7 @@ class Database:
     def select(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """All rows of a query."""
         with self._complaints():
-            if self._state is not None and self._state != _state(self._path):
+            if self._state not in (None, _state(self._path)) and not self.in_transaction:
                 self._connection.close()
                 self._connect_read_only()
             return self._connection.execute(statement, values).fetchall()
@@ -165,8 +169,7 @@ class Database:
 
         Inside another one it is part of that.  Raises StoreIsReadOnly.
         """
-        if self.read_only:
-            raise StoreIsReadOnly(str(self._path.parent))
+        self.refuse_read_only()
         if self.in_transaction:
             yield self._connection.execute
             return
@@ -178,6 +181,11 @@ class Database:
             except BaseException:
                 self._roll_back()
                 raise
+
+    def refuse_read_only(self) -> None:
+        """Raises StoreIsReadOnly for one that is not to be written."""
+        if self.read_only:
+            raise StoreIsReadOnly(str(self._path.parent))
 
     @property
     def in_transaction(self) -> bool:
@@ -217,17 +225,31 @@ class Database:
             raise CorruptStore(str(self._path), str(exc)) from None
 
 
-def _connected(path: Path, parameters: str = "") -> sqlite3.Connection:
-    where = f"{path.absolute().as_uri()}?{parameters}" if parameters else path
+def _connected(path: Path | str, parameters: str = "") -> sqlite3.Connection:
+    where = f"{Path(path).absolute().as_uri()}?{parameters}" if parameters else path
     connection = sqlite3.connect(where, timeout=_PATIENCE, isolation_level=None, uri=bool(parameters))
     connection.row_factory = sqlite3.Row
     return connection
 
 
+def _copied(path: Path) -> tuple[bytes, tuple[int, ...]]:
+    """The content of a database that nobody is writing to, as one that has no log; and its `_state`.
+
+    SQLite itself would read it without any lock (``immutable``), and see a checkpoint half done.
+    """
+    while True:
+        state, data = _state(path), bytearray(path.read_bytes())
+        if state == _state(path):
+            data[_VERSIONS] = b"\1\1"
+            return bytes(data), state
+
+
 def _state(path: Path) -> tuple[int, ...]:
     """What changes when somebody writes to the database or begins to."""
-    st = os.stat(path)
-    return st.st_ino, st.st_size, st.st_mtime_ns, os.path.exists(f"{path}-wal")
+    with path.open("rb") as file:
+        st, head = os.fstat(file.fileno()), file.read(_CHANGES.stop)
+    changes = int.from_bytes(head[_CHANGES])
+    return st.st_ino, st.st_size, st.st_mtime_ns, changes, os.path.exists(f"{path}-wal")
 
 
 def _explained(exc: sqlite3.OperationalError, path: Path) -> Exception:

@@ -51,14 +51,14 @@ class ImageStore(Items[Image]):
         return self._records(f"digest = ?1 OR id IN ({items})", digest)
 
     def add(self, image: Image, blobs: Mapping[str, bytes]) -> None:
-        """Inside a transaction: add an image with its blobs; of one that is there, only the blobs are new.
+        """Inside a transaction: add an image with its blobs; of one that is there, only these are new.
 
         Raises sqlite3.IntegrityError when its top layer is not there (any more).
         """
         row = (image.id, image.top_layer, image.digest, image.size, image.created, image.metadata)
         self._database.select(
-            "INSERT OR IGNORE INTO images (id, top_layer, digest, size, created, metadata, flags, history)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO images (id, top_layer, digest, size, created, metadata, flags, history)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET digest = excluded.digest",
             *row, json.dumps(dict(image.flags)), json.dumps(list(image.names_history)),
         )  # fmt: skip
         self._blobs.set_all(self.kind, image.id, blobs)

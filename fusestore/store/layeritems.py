@@ -190,8 +190,10 @@ class LayerItems(Items[LayerItem]):
     def mount(self, item: str) -> Path:
         """Mount a layer, or count one more user of its mount; the directory."""
         record = self.record(item)
-        if record.reproducible and self._driver.is_read_write(record.cache_id):
-            self._forget_tar(record)
+        if self._driver.is_read_write(record.cache_id):
+            self._database.refuse_read_only()
+            if record.reproducible:
+                self._forget_tar(record)
         return Path(os.fsdecode(self._driver.get(record.cache_id)))
 
     def _forget_tar(self, record: LayerRecord) -> None:

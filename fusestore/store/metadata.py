@@ -112,6 +112,9 @@ class MetadataStore(Protocol):
     def claim(self, driver: str) -> None:
         """Say which driver keeps the layers; one store has one.  Raises NotSupported for another."""
 
+    def refuse_read_only(self) -> None:
+        """Raises StoreIsReadOnly for a store that is not to be written."""
+
     def start_transaction(self) -> AbstractContextManager[MetadataTransaction]:
         """Begin to change things, alone.  An exception undoes all of it."""
 
@@ -122,7 +125,7 @@ class MetadataStore(Protocol):
         """A layer, or None."""
 
     def by_prefix(self, prefix: str) -> list[ChainID]:
-        """The layers whose chain ID begins with `prefix`."""
+        """At most two layers whose chain ID begins with `prefix`."""
 
     def all(self) -> list[LayerRecord]:
         """Every layer, oldest first."""
@@ -156,6 +159,10 @@ class LayerMetadata:
         if rows[0]["value"] != driver:
             raise NotSupported(f"this store is kept by the driver {rows[0]['value']}, not {driver}")
 
+    def refuse_read_only(self) -> None:
+        """Raises StoreIsReadOnly for a store that is not to be written."""
+        self._database.refuse_read_only()
+
     @contextmanager
     def start_transaction(self) -> Iterator[LayerMetadata]:
         """Changes made until the context ends take effect together, or not at all."""
@@ -179,8 +186,8 @@ class LayerMetadata:
             return None
 
     def by_prefix(self, prefix: str) -> list[ChainID]:
-        """The layers whose chain ID begins with `prefix`."""
-        query = "SELECT id FROM layers WHERE id >= ?1 AND id < ?1 || 'g'"
+        """At most two layers whose chain ID begins with `prefix`."""
+        query = "SELECT id FROM layers WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2"
         return [ChainID(chain_id) for (chain_id,) in self._database.select(query, prefix)]
 
     def all(self) -> list[LayerRecord]:

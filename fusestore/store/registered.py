@@ -278,6 +278,7 @@ class RegisteredLayers:
 
     def collect(self) -> None:
         """Delete driver layers that no row names, left by processes that died.  Does so once a process."""
+        self._metadata.refuse_read_only()
         if self._collected:
             return
         self._collected = True

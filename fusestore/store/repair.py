@@ -33,6 +33,13 @@ from fusestore.store.rows import Rows
 from fusestore.store.storage import Store
 
 _WORK = (Kind.CONTAINER, Kind.RW_LAYER)  # what somebody has put work into
+_WORK_TABLES = ("containers", "rw_layers")
+_TIES = (("layers", "parent"), ("images", "top_layer"), ("rw_layers", "parent"))  # that refer to layers
+_DOCUMENTS: dict[str, dict[str, str | None]] = {
+    "layers": {"flags": "{}", "descriptor": None, "owners": None},
+    "images": {"flags": "{}", "history": "[]"},
+    "containers": {"flags": "{}"},
+}  # JSON columns, and what they are when they are empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +221,16 @@ class _Repair:
         self._left += [p for p in found if p.kind not in deletes]
 
     def _untie(self) -> None:
-        """Let nothing that is going to be deleted refer to a layer that does not exist."""
-        ties = [("layers", "parent"), ("images", "top_layer")]
+        """Make what is going to be deleted such that it can be read, and refers to nothing that is not there."""
         with self._database.transaction() as execute:
-            for table, column in [*ties, ("rw_layers", "parent")] if self._force else ties:
-                gone = f"{column} IS NOT NULL AND {column} NOT IN (SELECT id FROM layers)"
-                execute(f"UPDATE {table} SET {column} = NULL WHERE {gone}")
+            for table, column in _TIES:
+                if table not in _WORK_TABLES or self._force:
+                    gone = f"{column} IS NOT NULL AND {column} NOT IN (SELECT id FROM layers)"
+                    execute(f"UPDATE {table} SET {column} = NULL WHERE {gone}")
+            for table, columns in _DOCUMENTS.items():
+                if table not in _WORK_TABLES or self._force:
+                    for column, empty in columns.items():
+                        execute(f"UPDATE {table} SET {column} = ? WHERE NOT json_valid({column})", (empty,))
             if self._force:
                 execute("DELETE FROM containers WHERE layer NOT IN (SELECT id FROM layers)")
 

@@ -37,8 +37,7 @@ from fusestore.errors import (
     ParentIsContainer,
     StoreIsReadOnly,
 )
-from fusestore.files import opened as opened_directory
-from fusestore.files import sweep, tree_usage
+from fusestore.files import sweep
 from fusestore.store.additional import AdditionalStore
 from fusestore.store.bigdata import Blobs
 from fusestore.store.catalog import Driver
@@ -467,7 +466,7 @@ class Store(LayerContents):
 
         def delete_files() -> None:
             self._blobs.delete_unnamed("container", container.id)
-            self.container_store.collect()
+            self.container_store.delete_directories(container.id)
 
         self.delete_layers(choose, delete_files)
 
@@ -475,10 +474,7 @@ class Store(LayerContents):
         """Bytes of a container: the tar of its changes, its big data, and files in its directories."""
         container = self.container(name)
         size = self.diff_size("", container.layer) + sum(blob.size for blob in container.big_data.values())
-        for directory in (self.container_directory(container.id), self.container_run_directory(container.id)):
-            with opened_directory(directory) as fd:
-                size += tree_usage(fd)[0]
-        return size
+        return size + self.container_store.size(container.id)
 
     def container_parent_owners(self, name: str) -> tuple[list[int], list[int]]:
         """The same for a container's."""

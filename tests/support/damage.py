@@ -296,7 +296,7 @@ LAYERS = {
     "an RW layer": Damage(
         lambda copy: shutil.rmtree(copy.directory("rw")),
         (f"RW layer rw: {_GONE}",),
-        frozenset({"rw"}),
+        frozenset({"rw", sha256(RW)}),
         force=True,
     ),
     "a link": _mended(lambda copy: copy.link(LAYER).unlink(), "layer LAYER: l/* is missing or wrong"),

@@ -346,3 +346,15 @@ def test_what_is_no_store_is_no_additional_store(store_root, runroot, tmp_path):
     for place in (tmp_path / "empty", tmp_path / "nothing"):
         with pytest.raises((OSError, NotSupported), match=str(place)):
             Store(options=StoreOptions(store_root, runroot, additional_stores=(place,)))
+
+
+def test_layers_of_both_stores_are_compared(store):
+    store.put_layer("own", diff=Stream(A))
+    whole = ["A etc", "A etc/issue", "A etc/motd"]
+    assert changes(store, "own", "ro-lower") == [*["D a"], *whole]
+    assert changes(store, "ro-lower", "own") == ["A a", "D etc"]
+    assert (store.diff_size("own", "ro-lower"), store.diff_size("ro-lower", "own")) == (706, 10)
+    with store.diff("ro-lower", "own", "") as stream:
+        made = store.put_layer("made", "ro-lower", diff=stream)
+    assert changes(store, "own", made.id) == []
+    assert changes(store, made.id, "own") == []
