@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_layers
+import bench_store
 import bench_writable
 from bench_client import (
     Entry,
@@ -58,7 +59,13 @@ BIG = "big-file"
 BIG_SIZE = 512 << 20
 SMALL = 64 << 10
 SAMPLE = 2_000  # files that are read, names that are missing
-OURS = ("fusestore", "fusestore-overlay", "store RW", *bench_layers.OURS)  # among the sides
+OURS = (
+    "fusestore",
+    "fusestore-overlay",
+    "store RW",
+    *bench_layers.OURS,
+    *bench_store.OURS,
+)  # among the sides
 
 
 # -- the work ---------------------------------------------------------------------------------------------
@@ -415,6 +422,22 @@ def print_list(samples: Samples) -> None:
             print(f"  {side:{width}}  {_cell(numbers):26}  {told}".rstrip())
 
 
+def print_store(facts: dict[str, Any]) -> None:
+    """The part of `facts` on large stores in words."""
+    print("all stores on {filesystem}".format_map(facts))
+    print_sides(facts)
+
+
+def print_groups(samples: Samples) -> None:
+    """A table for each group of rows that have the same sides."""
+    groups: dict[tuple[str, ...], Samples] = {}
+    for label, sides in samples.items():
+        groups.setdefault(tuple(sorted(sides)), {})[label] = sides
+    for group in groups.values():
+        print_table(group)
+        print()
+
+
 def print_sides(facts: dict[str, Any]) -> None:
     """What is compared."""
     for name, how in facts["sides"].items():
@@ -427,7 +450,12 @@ def _listed(group: tuple[str, list[str]]) -> str:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    groups = {"reading": [*ROWS], "writing": [*bench_writable.WORK], "layers": [*bench_layers.ROWS]}
+    groups = {
+        "reading": [*ROWS],
+        "writing": [*bench_writable.WORK],
+        "layers": [*bench_layers.ROWS],
+        "store": [*bench_store.ROWS],
+    }
     parser = argparse.ArgumentParser(prog="bench", description="Measure fusestore beside its peers.")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="samples of each value [5]")
     parser.add_argument(
@@ -486,6 +514,12 @@ def layers(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Sam
     return bench_layers.measure(work, options.tree, sizes, options.layers, options.repeat)
 
 
+def store(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Samples]:
+    """What was measured of large and small stores, and how it came out."""
+    sizes = bench_store.Sizes().scaled(options.scale)
+    return bench_store.measure(work, sizes, options.store, options.repeat)
+
+
 def _cache() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusestore"
     cache.mkdir(parents=True, exist_ok=True)
@@ -508,6 +542,7 @@ def main() -> None:
         "reading": (read_only, print_reading, print_table),
         "writing": (writable, print_writing, print_table),
         "layers": (layers, print_layers, print_list),
+        "store": (store, print_store, print_groups),
     }
     try:
         for part, (function, *_) in parts.items():

@@ -15,7 +15,9 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from ctypes import CDLL
 from pathlib import Path
 from subprocess import PIPE
@@ -110,6 +112,15 @@ def version(name: str) -> str:
 def filesystem(place: Path) -> str:
     """The type of the filesystem that a directory is on."""
     return run(["findmnt", "-n", "-f", "-o", "FSTYPE", "-T", str(place)]).strip()
+
+
+def in_memory() -> Path | None:
+    """A directory in memory whose files can have the xattrs of a store."""
+    shm = Path("/dev/shm")
+    with suppress(OSError), tempfile.NamedTemporaryFile(dir=shm) as file:
+        os.setxattr(file.name, "user.fusestore.bench", b"")
+        return shm
+    return None
 
 
 def inventory(top: str, *, times: bool = True) -> list[Entry]:

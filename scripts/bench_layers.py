@@ -34,7 +34,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any, TypeVar
 
-from bench_client import Samples, filesystem, run, say, timed, version
+from bench_client import Samples, filesystem, in_memory, run, say, timed, version
 from bench_image import LAYERS, Blob, Layout, digest, find
 
 from fusestore.digest import HashingReader, new_cache_id
@@ -213,7 +213,7 @@ mount -t tmpfs none /run
 echo ready
 read -r _
 """
-_CONTAINERS_CONF = """
+CONTAINERS_CONF = """
 [containers]
 cgroups = "disabled"
 log_driver = "none"
@@ -248,7 +248,7 @@ class Podman:
         top.mkdir()
         lines = "\n".join(f'{name} = "{value}"' for name, value in options.items())
         (top / "storage.conf").write_text(_STORAGE_CONF.format(driver=driver, top=top, options=lines))
-        (top / "containers.conf").write_text(_CONTAINERS_CONF)
+        (top / "containers.conf").write_text(CONTAINERS_CONF)
         enter = ["unshare", "-Urm", "--propagation=slave", "--", "sh", "-euc", _NAMESPACE]
         self._holder = subprocess.Popen(enter, stdin=PIPE, stdout=PIPE)
         environment = {
@@ -501,7 +501,7 @@ def rotated(names: Iterable[str], round_: int) -> list[str]:
 
 def measure_record(work: Path, files: int, repeat: int) -> Samples:
     """What it costs `apply_diff` to write a tar-split record, in memory where that can hold a store."""
-    place = Path(tempfile.mkdtemp(prefix="fusestore-bench.", dir=_memory() or work))
+    place = Path(tempfile.mkdtemp(prefix="fusestore-bench.", dir=in_memory() or work))
     try:
         write_tar(place / "tar", files)
         sides = {"with tar-split": True, "without": False}
@@ -516,15 +516,6 @@ def measure_record(work: Path, files: int, repeat: int) -> Samples:
     finally:
         shutil.rmtree(place)
     return {f"apply_diff of {files} files": samples}
-
-
-def _memory() -> Path | None:
-    """A directory in memory whose files can have the xattrs of a store."""
-    shm = Path("/dev/shm")
-    with suppress(OSError), tempfile.NamedTemporaryFile(dir=shm) as file:
-        os.setxattr(file.name, "user.fusestore.bench", b"")
-        return shm
-    return None
 
 
 def write_tar(path: Path, files: int) -> None:

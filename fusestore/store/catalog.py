@@ -16,12 +16,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from fusestore import digest, reference
 from fusestore.digest import DiffID, Digest
 from fusestore.driver.fuse import FuseDriver
-from fusestore.driver.vfs import VfsDriver
 from fusestore.errors import (
     AmbiguousName,
     BigDataNotFound,
@@ -43,7 +42,10 @@ from fusestore.store.layeritems import LayerItems
 from fusestore.store.layerstore import LayerStore
 from fusestore.store.metadata import LayerMetadata
 
-Driver = FuseDriver | VfsDriver
+if TYPE_CHECKING:
+    from fusestore.driver.vfs import VfsDriver
+
+Driver: TypeAlias = "FuseDriver | VfsDriver"
 
 _log = logging.getLogger(__name__)
 

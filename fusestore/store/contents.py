@@ -51,7 +51,7 @@ class LayerContents(ImageMounts):
         `mount_label` is for privileged drivers.  A layer that has children, or was made of a tar to be
         read-only, is mounted read-only.  Raises LayerNotFound, FuseUnavailable, MountFailed, OSError.
         """
-        return self.layer_items.mount(self._mountable(name))
+        return self.layer_items.mount(self._borrowed(self._mountable(name)))
 
     def unmount(self, name: str, *, force: bool = False) -> bool:
         """Give back one `mount` of a container, layer or mountpoint; with `force`, all of them.
@@ -59,6 +59,8 @@ class LayerContents(ImageMounts):
         True while others have it.  Raises LayerNotFound, NotMounted, LayerInUse when it is busy.
         """
         layer = self.layer_items.at(name) or self._mountable(name)
+        if not self.layer_items.exists(layer):
+            raise NotMounted(name)
         try:
             still = self.layer_items.unmount(layer, force=force)
         except NotMounted:
@@ -69,18 +71,20 @@ class LayerContents(ImageMounts):
 
     def mounted(self, name: str) -> int:
         """How many `mount` of a container or layer have not been given back."""
-        return self.layer_items.mounted(self._mountable(name))
+        layer = self._mountable(name)
+        return self.layer_items.mounted(layer) if self.layer_items.exists(layer) else 0
 
     def mountpoint(self, name: str) -> Path:
         """Where a container or layer is mounted when it is."""
         return self.graph_driver.mountpoint(self.layer_items.record(self._mountable(name)).cache_id)
 
     def _mountable(self, name: str) -> str:
+        """The id of a container's layer, or of a layer."""
         for container in self.container_store.exact(name):
             return self.container_store.get(container).layer
         layers = self.layer_items.exact(name)
         layers = layers or [self.container_store.get(c).layer for c in self.container_store.by_prefix(name)]
-        return layers[0] if len(layers) == 1 else self._borrowed(self.layer(name).id)
+        return layers[0] if len(layers) == 1 else self.layer(name).id
 
     # -- what is in them ------------------------------------------------------------------------------
 
@@ -90,7 +94,7 @@ class LayerContents(ImageMounts):
         `from_` "" is its parent, and so, as upstream, is one that is not known.  Raises LayerNotFound.
         """
         parent, layer = self._pair(from_, to)
-        if self.layer_items.exists(layer.id):
+        if self._are_ours(parent, layer.id):
             return self.layer_items.changes(parent, layer.id)
         with ExitStack() as stack:
             return diff.changes(*self._views(parent, layer.id, stack))
@@ -98,7 +102,7 @@ class LayerContents(ImageMounts):
     def diff_size(self, from_: str, to: str) -> int:
         """Bytes of the files in the tar of that."""
         parent, layer = self._pair(from_, to)
-        if self.layer_items.exists(layer.id):
+        if self._are_ours(parent, layer.id):
             return self.layer_items.diff_size(parent, layer.id)
         with ExitStack() as stack:
             return diff.diff_size(*self._views(parent, layer.id, stack))
@@ -111,7 +115,7 @@ class LayerContents(ImageMounts):
         """
         parent, layer = self._pair(from_, to)
         form = layer.compression if compression is None else compression
-        if self._is_kept_here(layer.id):
+        if self._are_ours(parent, layer.id) and self._is_kept_here(layer.id):
             return self.layer_items.diff(parent, layer.id, form)
         return self._diff_of_additional(parent, layer, form)
 
@@ -185,6 +189,9 @@ class LayerContents(ImageMounts):
             pieces = assemble(record, files, layer.id)
             return tar_stream(pieces, layer.uncompressed_digest, stack.pop_all().close)
 
+    def _are_ours(self, *layers: str | None) -> bool:
+        return all(self.layer_items.exists(layer) for layer in layers if layer)
+
     def _is_kept_here(self, layer: str) -> bool:
         """True for a layer whose tar we can answer for: one of ours that is not borrowed from who has it."""
         if not self.layer_items.exists(layer):
@@ -192,10 +199,10 @@ class LayerContents(ImageMounts):
         return self.layer_items.record(layer).origin is None or self.additional_of(layer) is None
 
     def _own_layer(self, name: str) -> str:
-        layer = self.layer(name).id
-        if not self.layer_items.exists(layer):
-            raise StoreIsReadOnly(layer)
-        return layer
+        layer = self.layer(name)
+        if layer.read_only:
+            raise StoreIsReadOnly(layer.id)
+        return layer.id
 
     def layer_parent_owners(self, name: str) -> tuple[list[int], list[int]]:
         """Uids and gids that own directories above a layer's files, and that the id maps do not have.

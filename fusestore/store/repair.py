@@ -217,11 +217,12 @@ class _Repair:
                     reason = exc.reason if isinstance(exc, LayerInUse) else exc
                     self._left.append(_because(problem, reason))
                 else:
-                    self._say("deleted", problem)
+                    if not (kind is Kind.LAYER and self._metadata.find(ChainID(problem.item))):  # made anew
+                        self._say("deleted", problem)
         self._left += [p for p in found if p.kind not in deletes]
 
     def _untie(self) -> None:
-        """Make what is going to be deleted such that it can be read, and refers to nothing that is not there."""
+        """Make what will be deleted such that it can be read, and refers to nothing that is not there."""
         with self._database.transaction() as execute:
             for table, column in _TIES:
                 if table not in _WORK_TABLES or self._force:
@@ -235,11 +236,11 @@ class _Repair:
                 execute("DELETE FROM containers WHERE layer NOT IN (SELECT id FROM layers)")
 
     def _in_order(self, kind: Kind, found: list[Problem]) -> Iterator[Problem]:
-        """The problems of a kind, one for each item; layers topmost first."""
+        """The problems of a kind, the first of each item; layers topmost first."""
         problems = {problem.item: problem for problem in reversed(found) if problem.kind is kind}
         if kind is Kind.LAYER:
             order = [row["id"] for row in reversed(Rows.read(self._database).base_up())]
-            problems = {item: problems[item] for item in order if item in problems}
+            problems = {item: problems[item] for item in (*order, *problems) if item in problems}
         return iter(problems.values())
 
     def _delete_container(self, problem: Problem) -> None:

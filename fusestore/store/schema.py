@@ -150,7 +150,8 @@ DROP INDEX names_image;
 INSERT INTO layers (id, parent, cache_id, size, reproducible, created, diff_id, descriptor)
     SELECT id, parent, cache_id, size, reproducible, created, diff_id, descriptor FROM old_layers
     ORDER BY created;
-INSERT INTO images (id, top_layer, digest, size, created) SELECT * FROM old_images;
+INSERT INTO images (id, top_layer, digest, size, created, history)
+    SELECT *, (SELECT json_group_array(name) FROM old_names WHERE image = old_images.id) FROM old_images;
 INSERT INTO names (kind, name, item) SELECT 'image', name, image FROM old_names;
 INSERT INTO big_data
     SELECT 'image', item, key, size, digest, item || '/' || big_data_name(key) FROM old_big_data;

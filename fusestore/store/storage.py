@@ -90,7 +90,13 @@ class Store(LayerContents):
         self.layer_items = LayerItems(self._database, self._blobs, self._metadata, self.layer_store)
         self.image_store = ImageStore(self._database, self._blobs)
         self.container_store = ContainerStore(self._database, self._blobs, self.graph_root, self.run_root)
-        self.additional_stores = [_additional(path) for path in self.options.additional_stores]
+        self.additional_stores: list[AdditionalStore] = []
+        try:
+            for path in self.options.additional_stores:
+                self.additional_stores.append(_additional(path))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the database and let go of handles.  Mounts stay."""
@@ -350,8 +356,7 @@ class Store(LayerContents):
         """Delete an image and the layers that nothing else needs; the ids of those, topmost first.
 
         With `commit` False nothing is deleted, and the list is that of what would be if nothing is mounted or
-        held.  Raises ImageNotFound,
-        ImageUsedByContainer, LayerInUse while it is mounted, StoreIsReadOnly.
+        held.  Raises ImageNotFound, ImageUsedByContainer, LayerInUse while it is mounted, StoreIsReadOnly.
         """
         image = self.image(name)
         if image.read_only or not self.image_store.exists(image.id):

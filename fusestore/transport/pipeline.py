@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -84,11 +83,7 @@ def load(
     store.collect()
     with ExitStack() as handles, _sources(place, store.graph_root / "tmp", stdin) as sources:
         new = [_import(store, source, names, progress or Quiet(), handles) for source in sources]
-        return [_named_first(*pair) for pair in zip(new, store.create_images(new), strict=True)]
-
-
-def _named_first(new: NewImage, image: Image) -> Image:
-    return replace(image, names=tuple(dict.fromkeys([*new.names, *image.names])))
+        return store.create_images(new)
 
 
 def _import(

@@ -175,7 +175,7 @@ with opened(Path(sys.argv[1]), Path(sys.argv[2]), "fuse") as store:
 """
 
 
-@pytest.mark.parametrize("at", [3, 40, 90, 150, 220, 300, 400, 520, 700, 900])
+@pytest.mark.parametrize("at", [1, 150, 450, 800, 1200, 1600])
 def test_a_repair_that_is_killed_can_be_repeated(copy, at):
     for name in (
         "a file gone",
@@ -190,7 +190,7 @@ def test_a_repair_that_is_killed_can_be_repeated(copy, at):
     command = [sys.executable, "-bb", "-c", _REPAIR, copy.root, copy.runroot, str(at), source]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, env=environment, check=False)
-    assert done.returncode in (-signal.SIGKILL, 0)
+    assert done.returncode == -signal.SIGKILL
     with copy.open() as store:
         assert until_clean(store, force=True) == ()
     assert copy.items() == {sha256(LONE), GRAPH}

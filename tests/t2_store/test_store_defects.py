@@ -2,8 +2,8 @@
 
 One test for each, its number in its name; it fails with the defect.  Those that need a FUSE mount are in
 t4_mount/test_store_bats_mounts (D26-D28 there too), D30, D33 and D36 in test_store_layers and
-test_store_items, D1-D15 and D38-D40 in test_defects.  Also here: what may be deleted, and that a dry run tells
-it (seeds.md 4.8).
+test_store_items, D1-D15 and D38-D40 in test_defects.  Also here: what may be deleted, and that a dry run
+tells it (seeds.md 4.8).
 """
 
 import hashlib

@@ -166,6 +166,17 @@ def test_the_size_of_an_image_counts_tars_and_big_data(store):
     assert store.image("j").size == 706 + 3
 
 
+def test_the_size_of_an_image_counts_what_was_written_through_a_mount(store_root, runroot):
+    for store in stores.checked(store_root, runroot, "vfs"):  # where mounting needs no FUSE
+        store.put_layer("l", diff=Stream(TREE))
+        store.create_layer("written", "l")
+        (store.mount("written") / "file").write_bytes(bytes(1000))
+        store.unmount("written")
+        store.create_image("j", layer="written")
+        assert store.image_size("j") == len(TREE) + 1000
+        assert store.image("j").size == 706 + 1000
+
+
 def test_the_size_of_a_container_counts_changes_big_data_and_files(store):
     assert store.container_size("c") == 0
     store.apply_diff("cl", Stream(ABOVE))
