@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from fusestore.compression import FORMATS, compressed
 from fusestore.digest import DiffID, Digest
 from fusestore.errors import CorruptStore
 
@@ -75,6 +74,8 @@ def compressed_stream(stream: io.BufferedReader, form: str) -> io.BufferedReader
     """
     if not form:
         return stream
+    from fusestore.compression import FORMATS, compressed  # 4 ms that most commands need not spend
+
     if form not in FORMATS:
         stream.close()
         raise ValueError(f"{form}: not a form of compression; there are {', '.join(FORMATS)}")

@@ -8,6 +8,7 @@ Every command lives in a module that is imported when it is used: ``fusestore im
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -157,6 +158,7 @@ def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401
         code = FAILED
         with suppress(OSError):
             _flush()
+    gc.freeze()  # nothing is collected at exit: 12 of the 100 ms of `fusestore images`
     sys.exit(code if isinstance(code, int) else 0)
 
 

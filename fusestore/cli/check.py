@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import click
 
 from fusestore import reference
-from fusestore.cli.filters import all_of, duration
+from fusestore.cli.filters import all_of, duration, labels
 from fusestore.cli.output import FORMAT, age, as_json, open_store, progress, size, table
 from fusestore.store.check import Progress
 from fusestore.store.check import check as check_store
@@ -257,7 +258,7 @@ def prune(
     fusestore prune --all --filter until=240h
     """
     store = open_store(ctx)
-    wanted = all_of(filters, store)
+    wanted = all_of(filters, partial(labels, store))
     store.collect(deep=True)
     sizes = Sizes(store)
     planned = plan(store, sizes, everything=everything, containers=containers, wanted=wanted)

@@ -15,6 +15,7 @@ from fusestore.store.items import Image, Item
 from fusestore.store.storage import Store
 
 Filter = Callable[[Item], bool]
+Labels = Callable[[Item], Mapping[str, Any] | None]
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ms|[smhdw]))+|0")
@@ -36,13 +37,13 @@ def seconds(text: str) -> float | None:
     return sum(float(count) * _UNITS[unit] for count, unit in _PART.findall(text))
 
 
-def all_of(words: Sequence[str], store: Store) -> Filter:
-    """What every filter of `words` (KEY=VALUE) lets through.  Raises click.UsageError."""
-    filters = [_filter(word, store) for word in words]
+def all_of(words: Sequence[str], labels_of: Labels) -> Filter:
+    """What every filter of `words` (KEY=VALUE) lets through; see `labels`.  Raises click.UsageError."""
+    filters = [_filter(word, labels_of) for word in words]
     return lambda item: all(fits(item) for fits in filters)
 
 
-def _filter(word: str, store: Store) -> Filter:
+def _filter(word: str, labels_of: Labels) -> Filter:
     key, equals, value = word.partition("=")
     if key == "until" and equals:
         moment = _moment(value)
@@ -50,13 +51,13 @@ def _filter(word: str, store: Store) -> Filter:
     if key in ("label", "label!") and value:
         name, has_value, wanted = value.partition("=")
 
-        def is_labelled(item: Item) -> bool:
-            labels = _labels(store, item)
-            return labels is not None and name in labels and (not has_value or labels[name] == wanted)
+        def fits(item: Item) -> bool:
+            found = labels_of(item)
+            if found is None:
+                return False
+            return (name in found and (not has_value or found[name] == wanted)) == (key == "label")
 
-        if key == "label":
-            return is_labelled
-        return lambda item: isinstance(item, Image) and not is_labelled(item)
+        return fits
     raise click.UsageError(f"--filter {word}: choose until=TIME, label=KEY[=VALUE] or label!=KEY[=VALUE]")
 
 
@@ -76,13 +77,13 @@ def _moment(text: str) -> float:
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
-def _labels(store: Store, item: Item) -> Mapping[str, Any] | None:
-    """The labels of an image; only images have some."""
+def labels(store: Store, item: Item) -> Mapping[str, Any] | None:
+    """The labels of an image; None for what is no image and cannot have some."""
     if not isinstance(item, Image):
         return None
     try:
         run = store.configuration(item).get("config")
     except (FusestoreError, ValueError):
         return {}
-    labels = run.get("Labels") if isinstance(run, Mapping) else None
-    return labels if isinstance(labels, Mapping) else {}
+    found = run.get("Labels") if isinstance(run, Mapping) else None
+    return found if isinstance(found, Mapping) else {}

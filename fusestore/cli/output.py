@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +18,9 @@ from fusestore.cli import Globals
 from fusestore.errors import ItemNotFound
 from fusestore.store.items import Image, Item
 from fusestore.store.storage import Store
-from fusestore.transport.source import Progress, Quiet
+
+if TYPE_CHECKING:
+    from fusestore.transport.source import Progress
 
 FORMAT = click.option(
     "--format",
@@ -62,9 +64,8 @@ def table(rows: Sequence[Sequence[str]], heading: Sequence[str] = ()) -> None:
     if not lines:
         return
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    click.echo("\n".join("  ".join(cells).rstrip() for cells in padded))
 
 
 def as_json(value: Any) -> None:  # noqa: ANN401
@@ -154,6 +155,8 @@ def progress(stack: ExitStack, doing: str, *, quiet: bool) -> Progress:
     Whatever it puts on the terminal goes when `stack` is left.
     """
     if quiet:
+        from fusestore.transport.source import Quiet
+
         return Quiet()
     if not sys.stderr.isatty():
         return Lines(doing)

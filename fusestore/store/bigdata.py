@@ -73,7 +73,7 @@ class Blobs:
     def described(self, kind: str, items: str, values: Sequence[object]) -> dict[str, dict[str, BigData]]:
         """Sizes and digests by item and key, for the items that the query `items` selects."""
         where = f"kind = '{kind}' AND item IN ({items})"
-        query = f"SELECT item, key, size, digest FROM big_data WHERE {where} ORDER BY key"
+        query = f"SELECT item, key, size, digest FROM big_data WHERE {where} ORDER BY item, key"
         found: dict[str, dict[str, BigData]] = {}
         for item, key, size, told in self._database.select(query, *values):
             found.setdefault(item, {})[key] = BigData(size, told)

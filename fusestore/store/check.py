@@ -320,6 +320,9 @@ def _documents(rows: Rows, image: Row, blobs: dict[str, bytes]) -> Iterator[Prob
     for what, is_so in faults:
         if is_so:
             yield Problem(Kind.IMAGE, image["id"], what, Remedy.DELETE)
+    if manifest is not None and digest.of_bytes(manifest) != image["digest"]:
+        what = "its digest is not that of its manifest"
+        yield Problem(Kind.IMAGE, image["id"], what, Remedy.RESTORE)
 
 
 def _hex(data: bytes) -> str:

@@ -10,6 +10,9 @@ newer than this program, or damaged, is refused and never written to.
 
 A database that we may not write is opened read-only; where not even its log can be read or made, a copy of
 the file is, anew whenever that has changed.
+
+Nothing else in this process may open ``store.db``: closing any fd of a file drops all POSIX locks that the
+process has on it, SQLite's too (sqlite.org/howtocorrupt.html, 2.2).
 """
 
 from __future__ import annotations
@@ -29,8 +32,7 @@ from fusestore.store.schema import FORMAT, MIGRATIONS, SCHEMA
 _APPLICATION_ID = 0x46555345  # "FUSE"
 _PATIENCE = 60  # seconds a statement waits for other processes' transactions
 
-# Places in the file (sqlite.org/fileformat.html): 1 1 for no log, 2 2 for one; and a counter of changes.
-_VERSIONS, _CHANGES = slice(18, 20), slice(24, 28)
+_VERSIONS = slice(18, 20)  # where the file (sqlite.org/fileformat.html) has 1 1 for no log, 2 2 for one
 
 # Filesystems whose locks or shared memory end at this machine.
 _NETWORK = (
@@ -53,8 +55,10 @@ class Database:
                 os.stat(path)
                 self._connect_read_only()
                 return
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            is_new = not path.exists()
             self._connection = _connected(path)
+            if is_new:
+                os.chmod(path, 0o600)
             self._open_patiently()
 
     def _connect_read_only(self) -> None:
@@ -144,7 +148,7 @@ class Database:
     def select(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """All rows of a query."""
         with self._complaints():
-            if self._state not in (None, _state(self._path)) and not self.in_transaction:
+            if self._state is not None and not self.in_transaction and self._state != _state(self._path):
                 self._connection.close()
                 self._connect_read_only()
             return self._connection.execute(statement, values).fetchall()
@@ -233,7 +237,7 @@ def _connected(path: Path | str, parameters: str = "") -> sqlite3.Connection:
 
 
 def _copied(path: Path) -> tuple[bytes, tuple[int, ...]]:
-    """The content of a database that nobody is writing to, as one that has no log; and its `_state`.
+    """The content of a database that nobody has open, as one that has no log; and its `_state`.
 
     SQLite itself would read it without any lock (``immutable``), and see a checkpoint half done.
     """
@@ -246,10 +250,8 @@ def _copied(path: Path) -> tuple[bytes, tuple[int, ...]]:
 
 def _state(path: Path) -> tuple[int, ...]:
     """What changes when somebody writes to the database or begins to."""
-    with path.open("rb") as file:
-        st, head = os.fstat(file.fileno()), file.read(_CHANGES.stop)
-    changes = int.from_bytes(head[_CHANGES])
-    return st.st_ino, st.st_size, st.st_mtime_ns, changes, os.path.exists(f"{path}-wal")
+    st = os.stat(path)
+    return st.st_ino, st.st_size, st.st_mtime_ns, os.path.exists(f"{path}-wal")
 
 
 def _explained(exc: sqlite3.OperationalError, path: Path) -> Exception:

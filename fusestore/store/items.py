@@ -150,7 +150,7 @@ class Items(ABC, Generic[T]):
             those = f"SELECT id FROM {self.table} WHERE {where}"
             names: dict[str, list[str]] = {}
             those_names = f"FROM names WHERE kind = '{self.kind}' AND item IN ({those})"
-            query = f"SELECT item, name {those_names} ORDER BY position, name"
+            query = f"SELECT item, name {those_names} ORDER BY item, position, name"
             for item, name in self._database.select(query, *values):
                 names.setdefault(item, []).append(name)
             blobs = self._blobs.described(self.kind, those, values)

@@ -239,6 +239,10 @@ class LayerItems(Items[LayerItem]):
         """Bytes of the files in the tar of that."""
         return self._driver.diff_size(self.record(item).cache_id, self.cache_id(parent))
 
+    def size(self, record: LayerRecord) -> int:
+        """Bytes of a layer's own files, as they are now."""
+        return self._driver.diff_size(record.cache_id, self.cache_id(record.parent))
+
     def diff(self, parent: str | None, item: str, form: str) -> io.BufferedReader:
         """That as a tar: the exact one that was applied, where there is one; compressed as `form`.
 
@@ -269,8 +273,10 @@ class LayerItems(Items[LayerItem]):
         self._update(item, "reproducible", 0)
         try:
             made = self._applied(record, diff)
-        except InvalidLayer:  # which changes nothing
+        except (InvalidLayer, LayerInUse) as exc:  # which change nothing
             self._update(item, "reproducible", int(record.reproducible))
+            if isinstance(exc, LayerInUse):
+                raise LayerInUse(item, exc.reason) from None
             raise
         size = self._driver.diff_size(record.cache_id, below)
         with self._database.transaction():

@@ -26,6 +26,7 @@ from fusestore.errors import FusestoreError, ItemNotFound, LayerInUse, RWLayerNo
 from fusestore.files import write_durably
 from fusestore.store.check import furniture, place_of
 from fusestore.store.database import Database
+from fusestore.store.images import configuration_key
 from fusestore.store.leftovers import miscounted
 from fusestore.store.metadata import LayerMetadata
 from fusestore.store.report import Kind, Problem, Remedy, Report
@@ -40,6 +41,12 @@ _DOCUMENTS: dict[str, dict[str, str | None]] = {
     "images": {"flags": "{}", "history": "[]"},
     "containers": {"flags": "{}"},
 }  # JSON columns, and what they are when they are empty
+
+
+#: The digest of an image that was loaded, and so has a configuration, is its manifest's.
+_DIGEST = """UPDATE images SET digest = m.digest FROM big_data AS m, big_data AS c
+    WHERE images.id = ?1 AND (m.kind, m.item, m.key) = ('image', ?1, 'manifest')
+    AND (c.kind, c.item, c.key) = ('image', ?1, ?2)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +149,11 @@ class _Repair:
             except (FileNotFoundError, ItemNotFound):
                 continue  # it was deleted meanwhile, perhaps by us
             self._say("restored", problem)
-        with self._database.transaction():
+        with self._database.transaction() as execute:
             self._resize_images(Rows.read(self._database))
+            for problem in found:
+                if problem.kind is Kind.IMAGE:
+                    execute(_DIGEST, (problem.item, configuration_key(problem.item)))
 
     def _restore_one(self, rows: Rows, problem: Problem) -> None:
         """Write again what is known of one item: files of the driver, sizes."""

@@ -337,8 +337,11 @@ class Store(LayerContents):
         return self.image_store.get(image_id)
 
     def _size_of_chain(self, layer: str | None) -> int:
+        """Bytes of files; of layers that were filled through a mount they are counted now."""
         chain = self._metadata.chain(ChainID(layer) if layer else None)
-        return sum(record.size for record in chain)
+        return sum(
+            self.layer_items.size(record) if record.diff_id is None else record.size for record in chain
+        )
 
     def pull_up(self, image: Image) -> None:
         """Copy an image of an additional store into this one, but for its layers, which are borrowed."""
@@ -391,6 +394,8 @@ class Store(LayerContents):
                 if deleted:
                     break
                 places = self.mounts_of(image)
+                if self.graph_driver.mounted(record.cache_id):
+                    places.append(str(self.graph_driver.mountpoint(record.cache_id)))
                 reason = f"mounted at {', '.join(places)}" if places else "another process works with it"
                 raise LayerInUse(image.names[0] if image.names else image.id[:12], reason) from None
             if record.origin is None:
@@ -401,7 +406,7 @@ class Store(LayerContents):
         """Bytes of an image: the tars of its layers, and its big data.  Raises ImageNotFound."""
         image = self.image(name)
         layers = sum(
-            layer.size if layer.uncompressed_size is None else layer.uncompressed_size
+            self.diff_size("", layer.id) if layer.uncompressed_size is None else layer.uncompressed_size
             for layer in self.chain(image)
         )
         return layers + sum(blob.size for blob in image.big_data.values())

@@ -1,4 +1,4 @@
-"""Another user's store, and one's own on a read-only mount: all can be read, each commit is seen, nothing is written.
+"""Another user's store, and one's own on a read-only mount: all is read, each commit seen, nothing written.
 
 The other user's process is forked from root's and told what to do; ours are the command line and a program
 that reads whenever it is asked to.  What SQLite needs to read along depends on whether the other has the
@@ -34,6 +34,7 @@ class Other:
         self._ours, theirs = multiprocessing.Pipe()
         self.pid = os.fork()
         if not self.pid:
+            self._ours.close()
             try:
                 os.setgroups([])
                 os.setresgid(OTHER, OTHER, OTHER)
@@ -123,7 +124,7 @@ def test_it_is_listed_inspected_mounted_and_read(place, as_user, state):
     assert inspected["Id"].endswith(image["Id"])
     assert len(place.listed("layers", before=as_user)) == 1
     assert place.ok("metadata", "one", before=as_user) == state
-    assert place.ok("cat", "one", "/d/a", before=as_user) == "what it says"
+    assert place.ok("cat", "one:/d/a", before=as_user) == "what it says"
     mountpoint = place.ok("mount", "one", before=as_user)
     listing = [*as_user, "sh", "-c", f"ls {mountpoint}; cat {mountpoint}/d/a"]
     assert subprocess.check_output(listing, text=True) == "d\nsecret\nwhat it says"
@@ -207,7 +208,7 @@ def on_read_only_mount(ground, as_user, tmp_path):
 def test_ones_own_store_on_a_read_only_mount(on_read_only_mount, as_user):
     place = on_read_only_mount
     assert [image["Names"] for image in place.listed("images", before=as_user)] == [[NAME]]
-    assert place.ok("cat", "one", "/d/a", before=as_user) == "what it says"
+    assert place.ok("cat", "one:/d/a", before=as_user) == "what it says"
     mountpoint = place.ok("mount", "one", before=as_user)
     assert subprocess.check_output([*as_user, "cat", f"{mountpoint}/secret"]) == b"root's"
     for command in WRITES.values():

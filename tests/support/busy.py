@@ -20,11 +20,19 @@ from fusestore.errors import (
     ImageUsedByContainer,
     ItemNotFound,
     LayerInUse,
+    ParentIsContainer,
     RWLayerNotFound,
 )
 from fusestore.store.storage import NewImage, Store
 
-_FROM_OTHERS = (DuplicateID, ImageUsedByContainer, ItemNotFound, LayerInUse, RWLayerNotFound)
+_FROM_OTHERS = (
+    DuplicateID,
+    ImageUsedByContainer,
+    ItemNotFound,
+    LayerInUse,
+    ParentIsContainer,
+    RWLayerNotFound,
+)
 
 
 class Busy:

@@ -352,6 +352,10 @@ RECORDS = {
         "its documents cannot be read",
         "its id is not the digest of its configuration",
     ),
+    "a digest": _mended(
+        _sql("UPDATE images SET digest = ? WHERE id = ?", sha256(b""), IMAGE),
+        "image IMAGE: its digest is not that of its manifest",
+    ),
     "a layer's data": _made(
         lambda copy: copy.blob("layer", "other", "k").unlink(),
         "layer other: layer data item 'k' is missing",

@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
-import shutil
 import sqlite3
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +66,8 @@ def _rows(root: Path) -> Iterator[sqlite3.Connection | None]:
     with tempfile.TemporaryDirectory() as place:
         for path in (root / "store.db", root / "store.db-wal", root / "store.db-journal"):
             if path.exists():
-                shutil.copy(path, place)
+                # Not in this process: its locks on the file would go (see fusestore.store.database).
+                subprocess.run(["cp", path, place], check=True)
         database = sqlite3.connect(Path(place, "store.db"))
         try:
             database.row_factory = sqlite3.Row

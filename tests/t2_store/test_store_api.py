@@ -121,18 +121,23 @@ def either(request, store):
     return stores.filled(store) if request.param == "full" else store
 
 
-@pytest.mark.parametrize("word", WORDS, ids=ascii)
-def test_every_call_refuses_what_is_not_known(either, word):
+def refusal(call, store, word):
+    """The error of a call, as its class; None for one that is not refused."""
+    try:
+        call(store, word)
+    except ItemNotFound as exc:
+        assert "\n" not in str(exc)
+        return type(exc)
+    return None
+
+
+def test_every_call_refuses_what_is_not_known(either):
     store, before = either, contents(either)
-    for error, calls in UNKNOWN.items():
-        for call in calls:
-            with pytest.raises(ItemNotFound) as caught:
-                call(store, word)
-            if not (word == "/a/b" and caught.type is LayerNotFound):  # unmount takes paths
-                assert caught.type is error
-            assert "\n" not in str(caught.value)
-    assert store.exists(word) is False
-    assert contents(store) == before
+    for word in WORDS:
+        for error, calls in UNKNOWN.items():
+            assert [refusal(call, store, word) for call in calls] == [error] * len(calls), ascii(word)
+        assert store.exists(word) is False
+        assert contents(store) == before, ascii(word)
 
 
 def test_an_empty_store_has_nothing_and_can_be_wiped_and_shut_down(store):
@@ -178,7 +183,7 @@ def test_ids_are_made_up_and_no_number(store):
 
 
 def test_ids_are_any_text_and_free_again_when_their_item_is_deleted(store):
-    for item in ("Layer", "foo", "a/b", "..", "é" * 40, "x y", "%", "=", "~1", "sha256"):
+    for item in ("Layer", "a/b", "..", "é" * 40, "~1", "sha256"):
         for _ in range(2):
             layer, image = store.create_layer(item), store.create_image(item, layer=item)
             container = store.create_container(item, image=item, layer_id=item + "-layer")

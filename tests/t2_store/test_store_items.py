@@ -91,14 +91,14 @@ def test_an_unknown_key_is_another_error_than_an_unknown_item(store, kind):
             verb(store, what, kind, "nothing", "key")
 
 
-@pytest.mark.parametrize("key", ["", ".", "..", "/", "a/", "\0"], ids=ascii)
 @pytest.mark.parametrize("kind", KINDS)
-def test_d33_a_key_that_would_lie_elsewhere_is_refused(store, kind, key):
+def test_d33_a_key_that_would_lie_elsewhere_is_refused(store, kind):
     before = contents(store)
-    with pytest.raises(InvalidBigDataName):
-        verb(store, "set", kind, ITEM[kind], key, b"data")
-    with pytest.raises(InvalidBigDataName):
-        store.create_image("i2", layer="l", big_data={"good": b"x", key: b"data"})
+    for key in ("", ".", "..", "/", "a/", "\0"):
+        with pytest.raises(InvalidBigDataName):
+            verb(store, "set", kind, ITEM[kind], key, b"data")
+        with pytest.raises(InvalidBigDataName):
+            store.create_image("i2", layer="l", big_data={"good": b"x", key: b"data"})
     assert contents(store) == before
     verb(store, "set", kind, ITEM[kind], "../../escape", b"data")
     assert verb(store, "get", kind, ITEM[kind], "../../escape") == b"data"
@@ -240,13 +240,13 @@ def test_files_in_the_directories_of_a_container(store, which):
         take("c", "nothing/there")
 
 
-@pytest.mark.parametrize("file", ["", ".", "..", "../f", "d/../../f", "/..", "\0", "/"], ids=ascii)
 @pytest.mark.parametrize("which", ["", "_run"])
-def test_files_outside_of_the_directories_are_refused(store, which, file):
-    with pytest.raises(ValueError, match=r"file name|null byte"):
-        getattr(store, f"set_container{which}_directory_file")("c", file, b"data")
-    with pytest.raises(ValueError, match=r"file name|null byte"):
-        getattr(store, f"from_container{which}_directory")("c", file)
+def test_files_outside_of_the_directories_are_refused(store, which):
+    for file in ("", ".", "..", "../f", "d/../../f", "/..", "\0", "/"):
+        with pytest.raises(ValueError, match=r"file name|null byte"):
+            getattr(store, f"set_container{which}_directory_file")("c", file, b"data")
+        with pytest.raises(ValueError, match=r"file name|null byte"):
+            getattr(store, f"from_container{which}_directory")("c", file)
 
 
 def test_a_link_in_the_directory_is_replaced_and_not_followed(store, tmp_path):
