@@ -20,7 +20,7 @@ from sqlite3 import Row
 
 from fusestore.digest import CacheID, ChainID, HashingReader, Readable, new_cache_id
 from fusestore.driver.api import Change, Driver, Held
-from fusestore.errors import InvalidLayer, LayerInUse, LayerNotFound, NotMounted
+from fusestore.errors import InvalidLayer, LayerInUse, LayerNotFound, MaxDepthExceeded, NotMounted
 from fusestore.store.bigdata import BigData, Blobs
 from fusestore.store.database import Database
 from fusestore.store.items import Items, LayerItem
@@ -32,6 +32,9 @@ from fusestore.tar_stream import compressed_stream, tar_stream
 
 #: OCI image-spec, layer.md; of a compressed one, see `media_type`.
 LAYER = "application/vnd.oci.image.layer.v1.tar"
+#: Of a chain (containers/storage, overlay: ``maxDepth``); an open union has an fd for each layer.
+MAX_DEPTH = 500
+
 _CACHE_ID = 64  # letters
 
 
@@ -104,14 +107,18 @@ class LayerItems(Items[LayerItem]):
     ) -> LayerItem:
         """Make a layer, empty or of the tar `diff`, compressed or not; `also` runs in the same transaction.
 
-        Raises DuplicateID, DuplicateName, LayerNotFound, InvalidLayer, OSError; all is then as it was.
+        Raises DuplicateID, DuplicateName, LayerNotFound, MaxDepthExceeded, InvalidLayer, OSError; all is then
+        as it was.
         """
         if item.startswith("sha256:"):
             raise ValueError(f"{item}: ids that begin with sha256: are those of registered layers")
         self._layer_store.collect()
         with self._database.transaction():
             self.refuse_taken(item, names)  # early, for a clear error before the work
-        below = self.record(parent) if parent else None
+        chain = self._metadata.chain(ChainID(parent) if parent else None)
+        if len(chain) >= MAX_DEPTH:
+            raise MaxDepthExceeded(len(chain) + 1, MAX_DEPTH)
+        below = chain[0] if chain else None
         cache_id = new_cache_id()
         with ExitStack() as stack:
             if below is not None:

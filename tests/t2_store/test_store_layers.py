@@ -176,11 +176,11 @@ def test_a_layer_that_got_a_child_takes_no_diff_any_more(store):
 def test_a_chain_has_at_most_500_layers(store, store_root):
     """containers/storage (overlay: maxDepth).  Rows are enough to count; real ones would take too long."""
     store.create_layer("l1")
-    rows = [(f"l{n}", f"l{n - 1}", f"{n:064}") for n in range(2, 501)]
+    rows = [(f"l{n}", f"l{n - 1}", f"{n:064}", f"sha256:{n:064}") for n in range(2, 501)]
     with closing(sqlite3.connect(store_root / "store.db")) as database, database:
         database.executemany(
-            "INSERT INTO layers (id, parent, cache_id, size, reproducible, created)"
-            " VALUES (?, ?, ?, 0, 0, 0)",
+            "INSERT INTO layers (id, parent, cache_id, diff_id, size, reproducible, created)"
+            " VALUES (?, ?, ?, ?, 0, 0, 0)",
             rows,
         )
     store.create_image("i", layer="l500")
