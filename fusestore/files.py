@@ -7,12 +7,16 @@ moment between making a name and locking it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PATIENCE = 60  # seconds that anything waits for other processes
 
 
 def fsync_directory(path: bytes) -> None:
@@ -55,18 +59,38 @@ def write_durably(path: Path, data: bytes, tmp: Path) -> None:
 
 
 def lock(path: Path, operation: int, flags: int = 0) -> int:
-    """Open `path` and flock it; the fd, whose close unlocks.  Raises BlockingIOError for LOCK_NB, OSError.
+    """Open `path` and flock it; the fd, whose close unlocks.
 
-    Sharing a lock takes no more than being allowed to read the file.
+    Sharing a lock takes no more than being allowed to read the file.  Raises BlockingIOError for LOCK_NB,
+    TimeoutError, OSError.
     """
     access = os.O_RDONLY if operation & fcntl.LOCK_SH else os.O_RDWR
     fd = os.open(path, access | os.O_CLOEXEC | flags, 0o600)
     try:
-        fcntl.flock(fd, operation)
+        _flock(fd, operation, path)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def _flock(fd: int, operation: int, path: Path) -> None:
+    """flock(2) that does not wait for ever; whoever has the lock may have been stopped."""
+    if operation & fcntl.LOCK_NB:
+        fcntl.flock(fd, operation)
+        return
+    deadline, pause = time.monotonic() + PATIENCE, 0.0005
+    while True:
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                reason = f"another process has been working with it for {PATIENCE} s; try again"
+                raise TimeoutError(errno.ETIMEDOUT, reason, str(path)) from None
+        else:
+            return
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
 
 
 class Hold:
@@ -129,7 +153,7 @@ def make_locked(directory: Path, tmp: Path) -> int:
 def sweeping(tmp: Path) -> Iterator[None]:
     """Exclude `sweep` while something is made under `tmp` and not yet locked."""
     with opened(tmp) as fd:
-        fcntl.flock(fd, fcntl.LOCK_SH)
+        _flock(fd, fcntl.LOCK_SH, tmp)
         yield
 
 

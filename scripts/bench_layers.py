@@ -456,7 +456,7 @@ class Depot:
         chosen = dice.sample(files, sizes.rewritten + sizes.deleted)
         parents = [os.path.dirname(name) for name in chosen[: sizes.new // 2]]
         parents += [f"new-{seed}/{number % 20:02}" for number in range(sizes.new - len(parents))]
-        new = [f"{parent}/new-{seed}-{number}" for number, parent in enumerate(parents)]
+        new = [os.path.join(parent, f"new-{seed}-{number}") for number, parent in enumerate(parents)]
         return {"written": new + chosen[sizes.deleted :], "deleted": chosen[: sizes.deleted], "seed": seed}
 
     def _change_rw_layer(self, image: str, name: str, changes: Report, label: str) -> list[str]:

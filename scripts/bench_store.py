@@ -1,9 +1,9 @@
 """The store with many layers and images, beside itself with few, and its list of images beside podman's.
 
 *small* and *large* are made by the store's own calls: for every image a base layer, every other one of them
-registered, a layer with a name on that, and the image's two documents; 5,000 images take about half a minute,
-in memory where that can hold a store.  *calls* are measured inside a process that has both open, in turns, on
-another item each time; each sample is the median of many.  *commands* are whole processes.
+registered, a layer with a name on that, and the image's two documents; 5,000 images take from half a minute
+to two, in memory where that can hold a store.  *calls* are measured inside a process that has both open, in
+turns, on another item each time; each sample is the median of many.  *commands* are whole processes.
 
 *lists* are whole processes too: the list of the small store's images, and podman's of as many images of two
 layers, which it has loaded from one archive, as vfs, without root and without subordinate ids.  As a user

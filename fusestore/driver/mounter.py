@@ -20,7 +20,6 @@ import json
 import os
 import re
 import select
-import socket
 import stat
 import subprocess
 import sys
@@ -170,6 +169,8 @@ def _mount_by_helper(spec: MountSpec, mountpoint: Path) -> int:
         raise _unavailable(mountpoint, "fusermount3 is not installed")
     known = [name for name in _options(spec) if name in _HELPER_OPTIONS]
     options = ",".join([*known, f"fsname={source_name(spec)}", "subtype=fusestore", *_access(spec)])
+    import socket  # 2 ms that whoever mounts nothing need not spend
+
     ours, theirs = socket.socketpair()
     with ours, theirs:
         try:
@@ -283,10 +284,14 @@ def unmount(mountpoint: Path, runroot: Path, *, force: bool = False) -> None:
     present = find(mountpoint, runroot)
     if present is None:
         raise MountNotFound(str(mountpoint))
-    if force or not present.alive:
-        detach(str(mountpoint))
-    else:
-        _unmount(str(mountpoint))
+    try:
+        if force or not present.alive:
+            detach(str(mountpoint))
+        else:
+            _unmount(str(mountpoint))
+    except OSError:
+        if find(mountpoint, runroot) is not None:
+            raise  # else somebody else has unmounted it at the same time
     _await_exit(present.pid, _FORCED_EXIT_DEADLINE if force else _EXIT_DEADLINE)
     if not _runs(present.pid):
         with contextlib.suppress(FileNotFoundError):

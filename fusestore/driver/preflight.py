@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,8 @@ class Check:
 
 def fusermount() -> str | None:
     """The fusermount3 to use."""
+    import shutil  # 1 ms that whoever mounts nothing need not spend
+
     return next((place for place in _PLACES if os.path.exists(place)), None) or shutil.which("fusermount3")
 
 

@@ -80,7 +80,7 @@ def probe(directory: int) -> Spelling:
     name = b".whiteout-probe-" + secrets.token_hex(8).encode()
     try:
         make(directory, name, Spelling.DEVICE)
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):  # fuse-overlayfs makes a whiteout of its own, and sees none
         return Spelling.NAME
     os.unlink(name, dir_fd=directory)
     return Spelling.DEVICE

@@ -19,7 +19,7 @@ from fusestore.errors import (
 )
 from fusestore.store.additional import AdditionalStore
 from fusestore.store.items import Image, LayerItem
-from fusestore.store.report import INCORRECT_DIGEST, Kind, Problem
+from fusestore.store.report import INCORRECT_DIGEST, WRONG_DIGEST, Kind, Problem
 from fusestore.store.tarsplit import assemble
 from fusestore.tar_stream import tar_stream
 
@@ -55,7 +55,7 @@ def _layer_problem(
                 progress(layer.id, layer.uncompressed_size or layer.size)
                 _read(store, layer)
         except CorruptStore as exc:
-            wrong_digest = exc.reason.startswith("could not verify")
+            wrong_digest = exc.reason.startswith(WRONG_DIGEST)
             return Problem(Kind.RO_LAYER, layer.id, INCORRECT_DIGEST if wrong_digest else exc.reason)
         except FileNotFoundError as exc:
             return Problem(Kind.RO_LAYER, layer.id, f"{exc.filename} is missing")

@@ -1,9 +1,9 @@
 """Check: is everything there that the store says it has, as it was when it came, and nothing else?
 
 (containers/storage: ``Store.Check``.)  Nothing is changed.  Others may work with the store meanwhile: rows
-are read in one transaction (`fusestore.store.rows`), a layer is held while it is read, and what looks wrong
-in a layer or a file counts only if its row is still the same afterwards.  A layer that is held cannot be
-deleted; whoever tries is told that another process works with it.
+are of one moment (`fusestore.store.rows`), a layer is held while it is read, and what looks wrong in a layer
+or a file counts only if its row is still the same afterwards.  A layer that is held cannot be deleted;
+whoever tries is told that another process works with it.
 
 A problem of a layer is one of all layers above it, of the images and of the containers on them.  What nobody
 needs any more is told only with `max_age`: a layer that was registered and has no image is no mistake.
@@ -12,11 +12,13 @@ needs any more is told only with `max_age`: a layer that was registered and has 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 from sqlite3 import Row
 from typing import NamedTuple
 
@@ -28,15 +30,18 @@ from fusestore.store import rows as row_checks
 from fusestore.store.additions import additional_problems
 from fusestore.store.database import Database
 from fusestore.store.images import MANIFEST, configuration_key
-from fusestore.store.layertree import differences
+from fusestore.store.layertree import differences, verify
 from fusestore.store.leftovers import leftovers
 from fusestore.store.metadata import LayerMetadata, LayerRecord
-from fusestore.store.report import INCORRECT_DIGEST, MODIFIED, Kind, Problem, Remedy, Report
+from fusestore.store.report import INCORRECT_DIGEST, MODIFIED, WRONG_DIGEST, Kind, Problem, Remedy, Report
 from fusestore.store.rows import KINDS, Rows
 from fusestore.store.storage import Store
 from fusestore.store.tarsplit import RECORD
 
 Progress = Callable[[str, int], None]
+
+#: Errors that say nothing of what was read.
+_NOT_THE_LAYER = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def check(
@@ -46,7 +51,7 @@ def check(
     max_age: float | None = None,
     progress: Progress = lambda layer, size: None,
 ) -> Report:
-    """Look for problems; `quick` does not read what is in layers and files.
+    """Look for problems; `quick` does not read what is in layers.
 
     `max_age`: layers that no image or container needs are problems when they are older, in s; None: never.
     `progress` is told of each layer before it is read: its id, and bytes.  Raises OSError.
@@ -98,6 +103,9 @@ class _Check:
             except FileNotFoundError:
                 if self._is_named(place.cache_id):
                     yield self._missing(place)
+                continue
+            except PermissionError as exc:
+                yield Problem(place.kind, place.item, f"it cannot be read: {exc}")
                 continue
             with closing(held):
                 found = list(self._place(place))
@@ -157,7 +165,7 @@ class _Check:
         try:
             record = self._metadata.get(ChainID(row["id"]))
             held = self._driver.hold(record.cache_id)
-        except (LayerNotFound, FileNotFoundError):
+        except (LayerNotFound, FileNotFoundError, PermissionError):  # the last two have been told
             return
         with closing(held):
             found = self._record(record)
@@ -176,19 +184,24 @@ class _Check:
         if not record.reproducible:
             return None
         self._progress(record.chain_id, record.diff_size or record.size)
-        parent = self._metadata.get(record.parent).cache_id if record.parent else None
         try:
-            found = differences(self._driver, record, parent)
-        except CorruptStore as exc:
-            wrong_digest = exc.reason.startswith("could not verify")
-            return INCORRECT_DIGEST if wrong_digest else exc.reason, Remedy.DELETE
-        except InvalidLayer:
-            return INCORRECT_DIGEST, Remedy.DELETE
+            found = self._differences(record)
+        except (CorruptStore, InvalidLayer) as exc:
+            reason = exc.reason if isinstance(exc, CorruptStore) else WRONG_DIGEST
+            return INCORRECT_DIGEST if reason.startswith(WRONG_DIGEST) else reason, Remedy.DELETE
         except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                raise  # it says nothing of the layer
-            return f"it cannot be read: {exc.strerror}", Remedy.DELETE
+            if exc.errno in _NOT_THE_LAYER:
+                raise
+            return f"it cannot be read: {exc.strerror}", Remedy.NONE
         return (", ".join([*found, MODIFIED]), Remedy.DELETE) if found else None
+
+    def _differences(self, record: LayerRecord) -> list[str]:
+        """How a layer differs from its tar; where we may not write, only whether it has its digest."""
+        if self._store.read_only:
+            verify(self._driver, record)
+            return []
+        parent = self._metadata.get(record.parent).cache_id if record.parent else None
+        return differences(self._driver, record, parent)
 
     def _size(self, record: LayerRecord) -> tuple[str, Remedy] | None:
         """Of a layer that never took changes, and is kept apart from those below, the size is known."""
@@ -221,37 +234,46 @@ class _Check:
     # -- big data -------------------------------------------------------------------------------------
 
     def _blobs(self, rows: Rows) -> Iterator[Problem]:
-        data: dict[str, dict[str, bytes]] = {}  # of images: what they are made of
+        documents: dict[str, dict[str, bytes]] = {}  # of images: what they are made of
         for row in rows.big_data:
             if row["kind"] not in KINDS or row["item"] not in rows.table(KINDS[row["kind"]]):
                 continue
             found = self._blob(row)
-            if isinstance(found, Problem):
+            if found is not None:
                 if self._is_current(row):
                     yield found
             elif row["kind"] == "image" and row["key"] in (MANIFEST, configuration_key(row["item"])):
-                data.setdefault(row["item"], {})[row["key"]] = found
-        for item, blobs in data.items():
+                with suppress(FileNotFoundError):  # it was deleted just now
+                    data = self._path(row).read_bytes()
+                    if digest.of_bytes(data) == row["digest"]:
+                        documents.setdefault(row["item"], {})[row["key"]] = data
+        for item, blobs in documents.items():
             yield from _documents(rows, rows.images[item], blobs)
+
+    def _path(self, row: Row) -> Path:
+        return Path(self._store.graph_root, "big", row["file"])
 
     def _is_current(self, row: Row) -> bool:
         query = "SELECT * FROM big_data WHERE kind = ? AND item = ? AND key = ?"
         return [tuple(r) for r in self._database.select(query, *row[:3])] == [tuple(row)]
 
-    def _blob(self, row: Row) -> bytes | Problem:
-        """The content of a blob; what is wrong with it."""
+    def _blob(self, row: Row) -> Problem | None:
+        """What is wrong with the file of a data item."""
         kind, name = KINDS[row["kind"]], f"{row['kind']} data item {row['key']!r}"
         try:
-            data: bytes = (self._store.graph_root / "big" / row["file"]).read_bytes()
+            with self._path(row).open("rb") as file:
+                told, size = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}", file.tell()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return Problem(kind, row["item"], f"{name} is missing", Remedy.DELETE)
-        if digest.of_bytes(data) == row["digest"]:
-            if len(data) == row["size"]:
-                return data
-            what = f"{name}: its size is written down as {row['size']}, it has {len(data)} bytes"
+        except OSError as exc:
+            return Problem(kind, row["item"], f"{name} cannot be read: {exc.strerror}")
+        if told != row["digest"]:
+            what = "size mismatch" if size != row["size"] else "checksum failure"
+            return Problem(kind, row["item"], f"{name} was changed: {what}", Remedy.DELETE)
+        if size != row["size"]:
+            what = f"{name}: its size is written down as {row['size']}, it has {size} bytes"
             return Problem(kind, row["item"], what, Remedy.RESTORE)
-        what = "size mismatch" if len(data) != row["size"] else "checksum failure"
-        return Problem(kind, row["item"], f"{name} was changed: {what}", Remedy.DELETE)
+        return None
 
 
 def furniture(cache_id: CacheID, below: Sequence[CacheID], *, stacked: bool) -> dict[str, str]:

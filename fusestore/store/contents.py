@@ -209,9 +209,8 @@ class LayerContents(ImageMounts):
 
         Without maps there are none.  Raises LayerNotFound.
         """
-        top = Path(
-            self.graph_driver.metadata(self.layer_items.record(self._mountable(name)).cache_id)["UpperDir"]
-        )
+        cache_id = self.layer_items.record(self._mountable(name)).cache_id
+        top = Path(self.graph_driver.layer_specs([cache_id])[0].path)
         owners = [os.stat(directory) for directory in top.parents]
         uids, gids = self.options.uid_map, self.options.gid_map
         return _unmapped({st.st_uid for st in owners}, uids), _unmapped({st.st_gid for st in owners}, gids)

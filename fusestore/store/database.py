@@ -25,12 +25,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fusestore.errors import CorruptStore, InvalidText, NotSupported, StoreIsReadOnly
-from fusestore.files import filesystem_type
+from fusestore.files import PATIENCE, filesystem_type
 from fusestore.store.bigdata import big_data_name
 from fusestore.store.schema import FORMAT, MIGRATIONS, SCHEMA
 
 _APPLICATION_ID = 0x46555345  # "FUSE"
-_PATIENCE = 60  # seconds a statement waits for other processes' transactions
 
 _VERSIONS = slice(18, 20)  # where the file (sqlite.org/fileformat.html) has 1 1 for no log, 2 2 for one
 
@@ -64,23 +63,26 @@ class Database:
     def _connect_read_only(self) -> None:
         """With the log, if there is one that we may read; else a copy of the file, until that changes."""
         self._state = None
-        self._connection = _connected(self._path, "mode=ro&readonly_shm=1")
-        try:
-            self._verify()
-        except sqlite3.OperationalError as exc:
-            self._connection.close()
-            # READONLY: the log would have to be made.
-            if exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-                raise
-            data, self._state = _copied(self._path)
-            self._connection = _connected(":memory:")
-            self._connection.deserialize(data)
-            self._verify()
+        if any(_logs(self._path)):
+            self._connection = _connected(self._path, "mode=ro&readonly_shm=1")
+            try:
+                self._verify()
+            except sqlite3.OperationalError as exc:
+                self._connection.close()
+                # READONLY: the log's shared memory would have to be made.
+                if exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                    raise
+            else:
+                return
+        data, self._state = _copied(self._path)
+        self._connection = _connected(":memory:")
+        self._connection.deserialize(data)
+        self._verify()
 
     def _open_patiently(self) -> None:
         """Open it, though others may be opening it too: SQLite does not wait for who makes or recovers a
         log."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 self._open()
@@ -231,7 +233,7 @@ class Database:
 
 def _connected(path: Path | str, parameters: str = "") -> sqlite3.Connection:
     where = f"{Path(path).absolute().as_uri()}?{parameters}" if parameters else path
-    connection = sqlite3.connect(where, timeout=_PATIENCE, isolation_level=None, uri=bool(parameters))
+    connection = sqlite3.connect(where, timeout=PATIENCE, isolation_level=None, uri=bool(parameters))
     connection.row_factory = sqlite3.Row
     return connection
 
@@ -251,13 +253,18 @@ def _copied(path: Path) -> tuple[bytes, tuple[int, ...]]:
 def _state(path: Path) -> tuple[int, ...]:
     """What changes when somebody writes to the database or begins to."""
     st = os.stat(path)
-    return st.st_ino, st.st_size, st.st_mtime_ns, os.path.exists(f"{path}-wal")
+    return st.st_ino, st.st_size, st.st_mtime_ns, *_logs(path)
+
+
+def _logs(path: Path) -> tuple[bool, bool]:
+    """Whether somebody has begun to write; SQLite would make a log that is not there, even to read."""
+    return os.path.exists(f"{path}-wal"), os.path.exists(f"{path}-journal")
 
 
 def _explained(exc: sqlite3.OperationalError, path: Path) -> Exception:
     code = exc.sqlite_errorcode & 0xFF
     if code == sqlite3.SQLITE_BUSY:
-        return OSError(f"{path}: another process has been writing for {_PATIENCE} s; try again")
+        return OSError(f"{path}: another process has been writing for {PATIENCE} s; try again")
     if code == sqlite3.SQLITE_FULL:
         return OSError(f"{path}: no space left on device")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM):

@@ -32,6 +32,7 @@ from fusestore.tar import TarReader
 from fusestore.tar_stream import tar_stream
 
 _SHOWN = 10  # differences that are told of a layer
+_CHUNK = 1 << 20
 
 
 def differences(driver: Driver, record: LayerRecord, parent: CacheID | None) -> list[str]:
@@ -54,6 +55,12 @@ def differences(driver: Driver, record: LayerRecord, parent: CacheID | None) -> 
         for layer in (*wanted, present):
             stack.callback(layer.close)
         return _told(_Comparison(wanted, present, stacked=driver.stacked).run())
+
+
+def verify(driver: Driver, record: LayerRecord) -> None:
+    """Put the tar of a layer together and look at its digest only.  Raises CorruptStore, OSError."""
+    with closing(exact_tar(driver, record)) as tar:
+        _drain(tar)
 
 
 def _opened(driver: Driver, cache_id: CacheID) -> LayerDir:
@@ -106,7 +113,11 @@ def _blanked(tar: IO[bytes]) -> Iterator[bytes]:
             yield from pieces
             pieces.clear()
     yield from pieces
-    while tar.read(1 << 20):
+    _drain(tar)
+
+
+def _drain(tar: IO[bytes]) -> None:
+    while tar.read(_CHUNK):
         pass
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 INCORRECT_DIGEST = "layer content incorrect digest"
+WRONG_DIGEST = "could not verify layer data"  # how the error of whoever reads the tar begins
 MODIFIED = "layer content modified"
 UNACCOUNTED = "layer in lower level storage driver not accounted for"
 UNREFERENCED = "layer not referenced by any images or containers"

@@ -1,14 +1,13 @@
 """All rows of a store as they were at one instant, and what can be wrong with them as rows.
 
-Read in one transaction, so that a writer's rows are here whole or not at all, and nothing found in them can
-be a writer's doing.
+They are of one moment, so a writer's rows are here whole or not at all, and nothing found in them can be a
+writer's doing.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from sqlite3 import Row
 
@@ -42,7 +41,7 @@ class Rows:
     @classmethod
     def read(cls, database: Database) -> Rows:
         """As they are now.  Raises CorruptStore."""
-        with nullcontext() if database.read_only else database.transaction():
+        with database.snapshot():
             layers, rw_layers, graph_images, images, containers = (_keyed(database, t) for t in _TABLES)
             names, big_data = (database.select(f"SELECT * FROM {table}") for table in ("names", "big_data"))
         return cls(layers, rw_layers, graph_images, images, containers, names, big_data)

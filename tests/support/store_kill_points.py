@@ -45,11 +45,15 @@ _DONE = DuplicateID, DuplicateName, ItemNotFound
 
 @dataclass(frozen=True)
 class Scene:
-    """`before` makes what has to be there.  `loose`: what, by field, may be half-done after a crash."""
+    """`before` makes what has to be there.  `loose`: what, by field, may be half-done after a crash.
+
+    With `borrows` there is an additional store, which is made by it.
+    """
 
     act: Callable[[Store], object]
-    before: Callable[[Store], object]
+    before: Callable[[Store], object] = lambda store: None
     loose: tuple[str, ...] = ()
+    borrows: Callable[[Store], object] | None = None
 
 
 def _layer(store: Store) -> None:
@@ -100,6 +104,11 @@ SCENES = {
     "delete_image": Scene(lambda s: s.delete_image("i"), _image),
     "delete_container": Scene(lambda s: s.delete_container("c"), _container),
     "wipe": Scene(lambda s: s.wipe(), _container),
+    "borrow": Scene(lambda s: s.create_layer("new", "top", ["n"]), borrows=_image),
+    "give back": Scene(
+        lambda s: s.delete_layer("new"), lambda s: s.create_layer("new", "top"), borrows=_image
+    ),
+    "pull up": Scene(lambda s: s.set_names("i", ["new"]), borrows=_image),
 }
 
 
@@ -147,6 +156,9 @@ class Campaign:
         self.scene = SCENES[self.name]
         self.here, self.template, self.log = self.place / "here", self.place / "template", self.place / "log"
         self.here.mkdir(parents=True)
+        if self.scene.borrows is not None:
+            with opened(self.here / "other", self.driver) as other:
+                self.scene.borrows(other)
         with self._opened() as store:
             self.scene.before(store)
             self.before = described(store, "")
@@ -158,7 +170,8 @@ class Campaign:
             self._repeat(store)
 
     def _opened(self) -> Store:
-        return opened(self.here, self.driver)
+        additional = [self.here / "other" / "store"] * (self.scene.borrows is not None)
+        return opened(self.here, self.driver, *additional)
 
     def _restore(self) -> None:
         shutil.rmtree(self.here, ignore_errors=True)
@@ -267,6 +280,8 @@ def main() -> None:
     total = failed = 0
     for name in arguments.scene or SCENES:
         for driver in arguments.driver or ("vfs", "fuse"):
+            if SCENES[name].borrows is not None and driver == "vfs":  # which cannot
+                continue
             campaign = Campaign(arguments.place / f"{driver}-{name}".replace(" ", "-"), driver, name)
             campaign.run(faults, arguments.points)
             total += campaign.points

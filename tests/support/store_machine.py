@@ -1,6 +1,10 @@
 """Processes that do everything at random with one store at once, two of which are killed, and a judge.
 
     python -m support.store_machine PROCESSES OPERATIONS [--driver vfs] [--seed 1] [--place DIRECTORY]
+                                    [--no-log] [--no-whiteouts]
+
+`--no-log`: with the journal that SQLite needs on network filesystems.  `--no-whiteouts`: on a filesystem that
+keeps those for itself.
 
 Each process has ids and names of its own, for which it is the only one, so that a model (support.store_model)
 knows what every call has to say, and what has to be there at the end.  And all of them work on what they
@@ -23,8 +27,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,7 @@ from support.store_model import Model
 from support.store_operations import (
     OPERATIONS,
     described,
+    differences,
     drawn,
     expected,
     foreseen,
@@ -43,6 +49,7 @@ from support.store_operations import (
 )
 
 from fusestore.errors import FusestoreError
+from fusestore.store import database
 from fusestore.store.storage import Store
 
 _DEADLINE = 500  # seconds for all of it
@@ -99,8 +106,8 @@ _SHARED: dict[str, tuple[int, set[str]]] = {
 class Worker:
     """One of the processes."""
 
-    def __init__(self, place: Path, driver: str, number: int, seed: int) -> None:
-        self._place, self._driver, self._number = place, driver, number
+    def __init__(self, place: Path, driver: str, number: int, seed: int, tars: int) -> None:
+        self._place, self._driver, self._number, self._tars = place, driver, number, tars
         self._random = random.Random(seed * 1000 + number)
         self._store = opened(place, driver)
         self._log = os.open(log_of(place, number), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -125,6 +132,8 @@ class Worker:
         self._store.close()
 
     def _one(self, whose: str, operation: str, arguments: list[Any]) -> None:
+        if operation in ("put_layer", "apply_diff"):
+            arguments = [a % self._tars if type(a) is int and a < len(TARS) else a for a in arguments]
         start = time.monotonic()
         self._note([whose, operation, arguments])
         try:
@@ -142,7 +151,7 @@ class Worker:
         number = self._random.randrange(4)
         layer, image = f"zzl{self._random.randrange(4)}", f"zzi{number}"
         kept, own = self._random.choice(_KEPT), f"{space_of(self._number)}{count}"
-        return {
+        table: dict[str, list[Any]] = {
             "create_layer": [f"zzl{number}", self._random.choice([layer, ""]), []],
             "put_layer": [f"zzl{number}", self._random.choice([layer, ""]), [], number % len(TARS), False],
             "create_image": [image, [f"zzn{number}"], self._random.choice([layer, ""]), image, ["manifest"]],
@@ -161,7 +170,8 @@ class Worker:
             "set_flag": [kept, own, count],
             "keep": [kept, own, own],
             "move": [kept, ["zzmoved", "zzalso"]],
-        }.get(operation, [])
+        }
+        return table.get(operation, [])
 
     def _do(self, operation: str, arguments: list[Any]) -> Any:
         """What is no call of the Store's own, or None."""
@@ -270,21 +280,10 @@ def _exact(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """What is otherwise, field by field."""
-    return [
-        f"{name}, {field}: {here.get(field)}, not {there.get(field)}"
-        for name in sorted({*found, *wanted})
-        for here, there in [(found.get(name, {}), wanted.get(name, {}))]
-        for field in sorted({*here, *there})
-        if here.get(field) != there.get(field)
-    ]
-
-
 # -- all of them ------------------------------------------------------------------------------------------
 
 
-def _child(worker: Any, gate: int, half: int, operations: int) -> None:
+def _child(worker: Callable[[], Worker], gate: int, half: int, operations: int) -> None:
     """In a process of its own."""
     status = 1
     try:
@@ -298,9 +297,7 @@ def _child(worker: Any, gate: int, half: int, operations: int) -> None:
         os._exit(status)
 
 
-def _start(
-    place: Path, driver: str, processes: int, operations: int, seed: int
-) -> dict[int, tuple[int, int]]:
+def _start(worker: Callable[[int], Worker], processes: int, operations: int) -> dict[int, tuple[int, int]]:
     """The processes by number: pid, and what can be read from when it has done half."""
     gate, opener = os.pipe()
     children: dict[int, tuple[int, int]] = {}
@@ -309,7 +306,7 @@ def _start(
         pid = os.fork()
         if not pid:
             os.close(opener)
-            _child(lambda n=number: Worker(place, driver, n, seed), gate, half, operations)  # type: ignore[misc]
+            _child(partial(worker, number), gate, half, operations)
         os.close(half)
         children[number] = pid, told
     os.close(gate)
@@ -317,13 +314,15 @@ def _start(
     return children
 
 
-def run(place: Path, driver: str, processes: int, operations: int, seed: int) -> tuple[list[str], str]:
+def run(
+    place: Path, driver: str, processes: int, operations: int, seed: int, tars: int = len(TARS)
+) -> tuple[list[str], str]:
     """Let them, kill two, and judge: what was wrong, and figures."""
     with opened(place, driver) as store:
         for name in _KEPT:
             store.create_image(name)
     chance, started = random.Random(seed), time.monotonic()
-    children = _start(place, driver, processes, operations, seed)
+    children = _start(lambda n: Worker(place, driver, n, seed, tars), processes, operations)
     for number in range(_KILLED):
         pid, told = children[number]
         select.select([told], [], [], _DEADLINE)
@@ -381,12 +380,16 @@ def main() -> None:
     parser.add_argument("--driver", default="vfs", choices=["vfs", "fuse"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--place", type=Path)
+    parser.add_argument("--no-log", action="store_true")
+    parser.add_argument("--no-whiteouts", action="store_true")
     arguments = parser.parse_args()
+    if arguments.no_log:
+        database.is_on_network = lambda path: True
     with tempfile.TemporaryDirectory() as temporary:
         place = arguments.place or Path(temporary)
-        found, figures = run(
-            place, arguments.driver, arguments.processes, arguments.operations, arguments.seed
-        )
+        tars = 2 if arguments.no_whiteouts else len(TARS)  # the first two have none
+        size = arguments.processes, arguments.operations
+        found, figures = run(place, arguments.driver, *size, arguments.seed, tars)
     print(figures)
     print(*found[:40], sep="\n", end="\n" if found else "")
     sys.exit(bool(found))

@@ -130,10 +130,10 @@ def prelude(space: str) -> list[tuple[str, list[Any]]]:
 # -- doing them -------------------------------------------------------------------------------------------
 
 
-def opened(place: Path, driver: str) -> Store:
+def opened(place: Path, driver: str, *additional: Path) -> Store:
     """The store below `place`."""
     options = config.options(str(place / "store"), str(place / "run"))
-    return Store(options=replace(options, graph_driver_name=driver))
+    return Store(options=replace(options, graph_driver_name=driver, additional_stores=additional))
 
 
 def perform(store: Store, operation: str, arguments: Sequence[Any]) -> Any:
@@ -259,7 +259,8 @@ def described(store: Store, space: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for layer in store.layers():
         if layer.id.startswith(space):
-            found[f"layer {layer.id}"] = _common(store, layer) | _of_layer(store, layer)
+            more = {} if layer.read_only else _of_layer(store, layer)
+            found[f"layer {layer.id}"] = _common(store, layer) | more
     for image in store.images():
         if image.id.startswith(space):
             more = {"layer": image.top_layer or "", "history": list(image.names_history)}
@@ -317,3 +318,14 @@ def expected(model: Model) -> dict[str, Any]:
     for name, container in model.containers.items():
         found[f"container {name}"] |= {"image": container.image, "layer": container.layer}
     return found
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What is otherwise, field by field."""
+    return [
+        f"{name}, {field}: {here.get(field)}, not {there.get(field)}"
+        for name in sorted({*found, *wanted})
+        for here, there in [(found.get(name, {}), wanted.get(name, {}))]
+        for field in sorted({*here, *there})
+        if here.get(field) != there.get(field)
+    ]

@@ -1,6 +1,8 @@
 """A whole store on either driver, and what tests of it say again and again."""
 
 import gzip
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,3 +64,32 @@ def contents(store: Store) -> dict[str, list]:
         "directories": sorted(str(path) for path in store.graph_root.glob("containers/*")),
         "half-made": list((store.graph_root / "tmp").iterdir()),
     }
+
+
+# -- a store that is not ours to write ----------------------------------------------------------------
+
+
+def _below(root: Path) -> Iterator[str]:
+    for directory, _, files in os.walk(root):
+        yield directory
+        yield from (os.path.join(directory, file) for file in files)
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, ...]]:
+    """What a write would change, of all that lies below a directory."""
+    found = {path: os.lstat(path) for path in _below(root)}
+    return {path: (st.st_ino, st.st_mode, st.st_size, st.st_mtime_ns) for path, st in found.items()}
+
+
+def close_to_writing(root: Path) -> dict[str, tuple[int, ...]]:
+    """Take the permission to write away; what it is like then."""
+    for path in _below(root):
+        if not os.path.islink(path):
+            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & ~0o222)
+    return snapshot(root)
+
+
+def open_to_writing(root: Path) -> None:
+    """So that it can be deleted."""
+    for directory, _, _ in os.walk(root):
+        os.chmod(directory, 0o700)

@@ -4,9 +4,7 @@ The other store is closed to writing all the while and looked at afterwards: not
 changed.  With mounts the same is in t4_mount/test_store_bats_additional; podman's stores: test_graphroot*.
 """
 
-import os
 import shutil
-import stat
 
 import pytest
 from support import stores
@@ -40,38 +38,15 @@ def lend(root, runroot, driver, *, image="ro-image", names=("ro-name",)):
         store.create_container("ro-container", ["ro-container-name"], image)
 
 
-def snapshot(root):
-    """Everything that lies below a directory: kinds, modes, sizes, times."""
-    found = {}
-    for directory, _, files in os.walk(root):
-        for path in (directory, *(os.path.join(directory, file) for file in files)):
-            st = os.lstat(path)
-            found[path] = (st.st_mode, st.st_size, st.st_mtime_ns, st.st_ino, st.st_nlink)
-    return found
-
-
-def close_to_writing(root):
-    for directory, _, files in os.walk(root):
-        for path in (directory, *(os.path.join(directory, file) for file in files)):
-            if not os.path.islink(path):
-                os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & ~0o222)
-
-
-def open_to_writing(root):
-    for directory, _, _ in os.walk(root):
-        os.chmod(directory, 0o700)
-
-
 @pytest.fixture(params=stores.DRIVERS)
 def ro(request, tmp_path):
     """The root of another store, made by either driver."""
     root = tmp_path / "ro"
     lend(root, tmp_path / "ro-run", request.param)
-    close_to_writing(root)
-    before = snapshot(root)
+    before = stores.close_to_writing(root)
     yield root
-    assert snapshot(root) == before
-    open_to_writing(root)
+    assert stores.snapshot(root) == before
+    stores.open_to_writing(root)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from support.tars import Stream, member, tar
 
 from fusestore.files import make_locked
 from fusestore.store.check import check
-from fusestore.store.report import Kind
+from fusestore.store.report import Kind, Remedy
 
 ALL = [(driver, name) for driver in DRIVERS for name in CONTENT]
 ALL += [("fuse", name) for name in (*LAYERS, *RECORDS)]
@@ -196,14 +196,27 @@ def test_borrowed_layers_whose_files_are_gone(lender, tmp_path):
 
 
 def test_a_store_that_is_not_ours_to_write_is_checked(lender, tmp_path):
+    places = [lender.root / "tmp", lender.root]
     (lender.directory(LAYER) / "diff/b").write_bytes(b"c" * 50)
     garbage(lender)
-    lender.root.chmod(0o500)
+    for place in places:
+        place.chmod(0o500)
     try:
         report = found(lender)
     finally:
-        lender.root.chmod(0o700)
-    assert {problem.kind for problem in report} == {Kind.LAYER, Kind.IMAGE}
+        for place in reversed(places):
+            place.chmod(0o700)
+    what = "layer LAYER: file integrity checksum failed for b"
+    assert told(report, (what, f"image IMAGE: {what}"))
+
+
+def test_what_cannot_be_read_is_told_and_not_deleted(copy):
+    copy = copy()
+    (copy.directory(LAYER) / "diff/b").chmod(0)
+    report = found(copy)
+    what = "layer LAYER: it cannot be read: Permission denied"
+    assert told(report, (what, f"image IMAGE: {what}"))
+    assert {problem.remedy for problem in report} == {Remedy.NONE}
 
 
 # -- others work meanwhile ----------------------------------------------------------------------------

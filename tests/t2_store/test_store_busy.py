@@ -1,4 +1,4 @@
-"""A process that is stopped while it writes: others read on, wait for their turn, and are told if it never comes.
+"""A process that is stopped while it writes: others read on, wait for their turn, and are told if none comes.
 
 The patience of SQLite is 60 s; here it is less.
 """
@@ -52,7 +52,7 @@ def go_on(child):
 @pytest.fixture
 def impatient(store, writer, store_root, runroot, monkeypatch):
     """The store as one has it who does not wait as long."""
-    monkeypatch.setattr(database, "_PATIENCE", PATIENCE)
+    monkeypatch.setattr(database, "PATIENCE", PATIENCE)
     with Store(str(store_root), str(runroot)) as other:
         yield other
 

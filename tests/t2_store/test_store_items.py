@@ -5,6 +5,7 @@ containers/storage: bigdata.bats, images-by-digest.bats, container-dirs.bats, im
 
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 from support import stores
@@ -21,6 +22,7 @@ from fusestore.errors import (
     InvalidBigDataName,
     LayerNotFound,
 )
+from fusestore.store.storage import Store
 
 KINDS = ("layer", "image", "container")
 ITEM = {"layer": "l", "image": "i", "container": "c"}
@@ -285,3 +287,18 @@ def test_a_container_that_cannot_be_leaves_no_layer(store):
     with pytest.raises(DuplicateID):
         store.create_container("c", layer_id="free")
     assert contents(store) == before
+
+
+def test_owners_of_the_directories_above(store):
+    """Only those that the id maps do not have are told, so without maps none."""
+    assert store.layer_parent_owners("l-name") == store.container_parent_owners("c") == ([], [])
+    mapped = replace(store.options, uid_map=((0, os.getuid(), 1),), gid_map=((0, os.getgid(), 1),))
+    with Store(options=mapped) as other:
+        uids, gids = other.container_parent_owners("c-name")
+        assert (set(uids), set(gids)) == owners_above(other.graph_root)
+
+
+def owners_above(place):
+    """Uids and gids of a directory and those above it, but for our own."""
+    found = [os.stat(directory) for directory in (place, *place.parents)]
+    return {st.st_uid for st in found} - {os.getuid()}, {st.st_gid for st in found} - {os.getgid()}

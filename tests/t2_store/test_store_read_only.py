@@ -1,254 +1,76 @@
-"""A store that we may not write: all of it can be read, each commit of its owner is seen, nothing is made.
-
-Here the directories are our own and closed for writing (0500), so that SQLite can make neither a log nor its
-shared memory there, and takes the file for one that does not change; another user's store is in
-tests/root/test_store_read_only.py.  A database that is damaged or of another format is refused and left
-alone, whether the store is read as our own or as an additional one.
-"""
-
-import os
-import sqlite3
-from pathlib import Path
+"""A store that may not be written: all questions are answered, all changes refused, nothing is touched."""
 
 import pytest
-from support.images import oci
-from support.layers import paths
-from support.store_items import ARCHIVES
-from support.store_operations import contents, opened
-from support.tars import Stream, member, tar
+from support import stores
+from support.stores import TREE, A, changes, contents, opened
+from support.tars import Stream
 
-from fusestore.errors import CorruptStore, NotSupported, StoreIsReadOnly
-from fusestore.store.additional import FusestoreRoot
-from fusestore.store.database import Database
-from fusestore.store.storage import Store
-from fusestore.transport.pipeline import load
+from fusestore.errors import NotMounted, StoreIsReadOnly
 
-
-def chmod(root: Path, mode: int) -> None:
-    for directory, _, _ in os.walk(root):
-        os.chmod(directory, mode)
-
-
-def everything(root: Path) -> dict[str, tuple]:
-    """What is there and when it was changed."""
-    found = {}
-    for directory, _, files in os.walk(root):
-        for name in (".", *files):
-            st = os.lstat(os.path.join(directory, name))
-            found[os.path.join(directory, name)] = st.st_mode, st.st_size, st.st_mtime_ns, st.st_ino
-    return found
-
-
-@pytest.fixture(params=["vfs", "fuse"])
-def closed(request, tmp_path):
-    """A store, opened read-only; nothing in it has changed at the end."""
-    root = tmp_path / "store"
-    with opened(tmp_path, request.param) as store:
-        store.put_layer("base", names=["b"], diff=Stream(ARCHIVES[0]))
-        store.put_layer("top", "base", ["t"], diff=Stream(ARCHIVES[1]))
-        store.create_layer("rw", "base", ["r"])
-        store.create_image("i", ["one"], "top", "text", big_data={"manifest": b"{}", "k": b"data"})
-        store.create_container("c", ["cn"], "i", "cl")
-        store.set_container_directory_file("c", "f", b"data")
-    chmod(root, 0o500)
-    before = everything(root)
-    try:
-        with opened(tmp_path, request.param) as store:
-            yield store
-        assert everything(root) == before
-    finally:
-        chmod(root, 0o700)
+CHANGES = [
+    lambda s: s.create_layer(),
+    lambda s: s.put_layer("new", diff=Stream(A)),
+    lambda s: s.register(Stream(A)),
+    lambda s: s.create_image(big_data={"key": b"data"}),
+    lambda s: s.create_container(),
+    lambda s: s.delete_layer("tar"),
+    lambda s: s.delete_image("image-name"),
+    lambda s: s.delete_image("image-name", commit=False),
+    lambda s: s.delete_container("ctr"),
+    lambda s: s.delete("tar"),
+    lambda s: s.wipe(),
+    lambda s: s.collect(deep=True),
+    lambda s: s.set_names("image-name", ["x"]),
+    lambda s: s.add_names("tar", ["x"]),
+    lambda s: s.remove_names("ctr", ["container-name"]),
+    lambda s: s.set_metadata("image-name", "x"),
+    lambda s: s.set_flag("ctr", "x", 1),
+    lambda s: s.clear_flag("ctr", "x"),
+    lambda s: s.set_image_big_data("image-name", "x", b""),
+    lambda s: s.set_layer_big_data("tar", "x", b""),
+    lambda s: s.set_container_big_data("ctr", "x", b""),
+    lambda s: s.set_container_directory_file("ctr", "file", b"other"),
+    lambda s: s.apply_diff("ctr-layer", Stream(A)),
+    lambda s: s.mount("ctr"),
+]
 
 
-def shown(store):
-    with store.union(store.image("one")) as union:
-        return paths(union)
-
-
-def mounted(store):
-    place = store.mount("top")
-    try:
-        return sorted(os.listdir(place)), (place / "a").read_bytes(), store.mounted("top")
-    finally:
-        store.unmount("top")
-
-
-READS = {
-    "images": (lambda s: [image.names for image in s.images()], [("one",)]),
-    "layers": (lambda s: sorted(layer.id for layer in s.layers()), ["base", "cl", "rw", "top"]),
-    "containers": (lambda s: [(c.id, c.image, c.layer) for c in s.containers()], [("c", "i", "cl")]),
-    "lookup": (lambda s: [s.lookup(word) for word in ("one", "b", "cn", "to")], ["i", "base", "c", "top"]),
-    "exists": (lambda s: [s.exists(word) for word in ("one", "nothing")], [True, False]),
-    "big data": (lambda s: s.image_big_data("one", "k"), b"data"),
-    "metadata": (lambda s: s.metadata("one"), "text"),
-    "exact diff": (lambda s: contents(s.diff("", "top").read()), [["a", "A" * 11], ["c", "c" * 12]]),
-    "changes": (lambda s: [change.path for change in s.changes("", "top")], [b"a", b"c"]),
-    "diff_size": (lambda s: s.diff_size("", "top"), 23),
-    "image_size": (lambda s: s.image_size("one"), len(ARCHIVES[0]) + len(ARCHIVES[1]) + 6),
-    "container_size": (lambda s: s.container_size("c"), 4),
-    "directory file": (lambda s: s.from_container_directory("c", "f"), b"data"),
-    "union": (shown, [b"a", b"b", b"c"]),
-    "mount": (mounted, (["a", "b", "c"], b"A" * 11, 1)),
-    "shutdown": (lambda s: s.shutdown(force=True), None),
-}
-
-
-@pytest.mark.parametrize("what", READS)
-def test_what_only_reads_works(closed, what):
-    call, said = READS[what]
-    assert closed.read_only
-    assert call(closed) == said
-
-
-WRITES = {
-    "create_layer": lambda s: s.create_layer("new", "base"),
-    "put_layer": lambda s: s.put_layer("new", "base", diff=Stream(ARCHIVES[0])),
-    "create_image": lambda s: s.create_image("new", ["new"], "base"),
-    "create_container": lambda s: s.create_container("new", [], "i"),
-    "apply_diff": lambda s: s.apply_diff("rw", Stream(ARCHIVES[0])),
-    "delete_layer": lambda s: s.delete_layer("rw"),
-    "delete_image": lambda s: s.delete_image("i"),
-    "delete_container": lambda s: s.delete_container("c"),
-    "delete": lambda s: s.delete("rw"),
-    "set_names": lambda s: s.set_names("i", ["new"]),
-    "add_names": lambda s: s.add_names("b", ["new"]),
-    "untag": lambda s: s.untag(["one"]),
-    "set_metadata": lambda s: s.set_metadata("i", "new"),
-    "set_flag": lambda s: s.set_flag("c", "new", 1),
-    "set_image_big_data": lambda s: s.set_image_big_data("i", "k", b"new"),
-    "set_layer_big_data": lambda s: s.set_layer_big_data("base", "k", b"new"),
-    "directory file": lambda s: s.set_container_directory_file("c", "f", b"new"),
-    "collect": lambda s: s.collect(deep=True),
-    "wipe": lambda s: s.wipe(),
-    "register": lambda s: s.layer_store.register(Stream(ARCHIVES[2])),
-    "create_rw_layer": lambda s: s.layer_store.create_rw_layer("new", None),
-}
-
-
-@pytest.mark.parametrize("what", WRITES)
-def test_what_writes_is_refused_in_one_line(closed, what):
-    with pytest.raises(StoreIsReadOnly) as caught:
-        WRITES[what](closed)
-    assert "\n" not in str(caught.value)
-
-
-def test_loading_is_refused(closed, tmp_path):
-    with pytest.raises(StoreIsReadOnly):
-        load(closed, str(oci(tmp_path / "oci", tar(member("f")))))
-
-
-@pytest.fixture
-def changing(tmp_path):
-    """The root of a store with an image of one name, and what gives it another one as its owner would."""
-    root = tmp_path / "store"
-
-    def rename(name: str) -> None:
-        chmod(root, 0o700)
-        with opened(tmp_path, "vfs") as store:
-            store.set_names("i", [name])
-        chmod(root, 0o500)
-
-    with opened(tmp_path, "vfs") as store:
-        store.create_image("i")
-    rename("old")
-    yield root, rename
-    chmod(root, 0o700)
-
-
-def test_each_commit_is_visible_to_the_next_read(changing, tmp_path):
-    root, rename = changing
-    other = FusestoreRoot(root)
-    with opened(tmp_path, "vfs") as store:
+@pytest.fixture(params=stores.DRIVERS)
+def closed(request, store_root, runroot):
+    """Opens a store that is closed to writing, and looks whether it was left as it is."""
+    with opened(store_root, runroot, request.param) as store:
+        stores.filled(store)
+        store.put_layer("tar", "base", ["tar-name"], diff=Stream(TREE))
+        store.create_image("full", ["full-name"], "tar", big_data={"key": b"value"})
+        store.set_container_directory_file("ctr", "file", b"data")
+        before = contents(store)
+    closed = stores.close_to_writing(store_root)
+    with opened(store_root, runroot, request.param) as store:
         assert store.read_only
-        for name in ("old", "new", "newer"):
-            rename(name)
-            assert [image.names for image in (*store.images(), *other.images())] == [(name,), (name,)]
-            assert store.exists(name)
-    other.close()
+        yield store
+        assert contents(store) == before
+    assert stores.snapshot(store_root) == closed
+    stores.open_to_writing(store_root)
 
 
-def test_what_is_read_at_once_is_of_one_state(changing):
-    """Also when the file changes meanwhile, and is not locked."""
-    root, rename = changing
-    database = Database(root / "store.db", read_only=True)
-    query = "SELECT name FROM names"
-    with database.snapshot():
-        before = [row["name"] for row in database.select(query)]
-        rename("new")
-        assert [row["name"] for row in database.select(query)] == before == ["old"]
-    assert [row["name"] for row in database.select(query)] == ["new"]
-    database.close()
+def test_every_change_is_refused(closed):
+    for number, call in enumerate(CHANGES):
+        with pytest.raises(StoreIsReadOnly, match="read-only"):
+            pytest.fail(f"change {number}: {call(closed)}")
+    closed.shutdown(force=True)
 
 
-# -- databases that are not what they should be -----------------------------------------------------------
-
-
-def sql(path, statement):
-    connection = sqlite3.connect(path)
-    connection.execute(statement)
-    connection.commit()
-    connection.close()
-
-
-def replaced(path, start, data):
-    present = bytearray(path.read_bytes())
-    present[start:] = data
-    path.write_bytes(present)
-
-
-BAD = {
-    "garbage": (lambda path: path.write_bytes(b"no database at all " * 999), CorruptStore),
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:5000]), CorruptStore),
-    "zeroed": (lambda path: replaced(path, 100, bytes(9000)), CorruptStore),
-    "empty": (lambda path: path.write_bytes(b""), CorruptStore),
-    "foreign": (lambda path: sql(path, "PRAGMA application_id = 77"), CorruptStore),
-    "newer": (lambda path: sql(path, "PRAGMA user_version = 99"), NotSupported),
-    "older": (lambda path: sql(path, "PRAGMA user_version = 1"), NotSupported),
-}
-
-
-@pytest.fixture
-def bad(request, tmp_path):
-    """A store with a bad database, closed for writing; and the error that it should give."""
-    make, error = BAD[request.param]
-    root = tmp_path / "store"
-    opened(tmp_path, "vfs").close()
-    make(root / "store.db")
-    chmod(root, 0o500)
-    before = everything(root)
-    yield root, error
-    assert everything(root) == before
-    chmod(root, 0o700)
-
-
-@pytest.mark.parametrize("bad", BAD, indirect=True)
-def test_a_bad_database_is_refused_read_only(bad, tmp_path):
-    root, error = bad
-    with pytest.raises(error) as caught:
-        Store(str(root), str(tmp_path / "run"))
-    assert str(root / "store.db") in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("bad", BAD, indirect=True)
-@pytest.mark.parametrize("mode", [0o500, 0o700])
-def test_a_bad_database_is_refused_as_an_additional_store(bad, mode):
-    root, error = bad
-    chmod(root, mode)
-    try:
-        with pytest.raises(error) as caught:
-            FusestoreRoot(root)
-    finally:
-        chmod(root, 0o500)
-    assert str(root / "store.db") in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_no_database_is_made_where_there_is_none(tmp_path):
-    root = tmp_path / "store"
-    root.mkdir(mode=0o500)
-    with pytest.raises(OSError):
-        Store(str(root), str(tmp_path / "run"))
-    with pytest.raises(FileNotFoundError):
-        FusestoreRoot(root)
-    assert os.listdir(root) == []
+def test_every_question_is_answered(closed):
+    assert changes(closed, "", "tar-name") == ["A etc", "A etc/issue", "A etc/motd"]
+    assert changes(closed, "", "ctr-layer") == []
+    with closed.diff("", "tar") as stream:
+        assert stream.read() == TREE
+    assert (closed.image_size("full-name"), closed.container_size("ctr")) == (len(TREE) + 5, 4)
+    assert closed.image_big_data("full", "key") == b"value"
+    assert closed.from_container_directory("ctr", "file") == b"data"
+    assert list(closed.container_run_directory("ctr").iterdir()) == []
+    assert closed.mounted("tar") == 0
+    with pytest.raises(NotMounted):
+        closed.unmount("tar")
+    with closed.union(closed.image("full-name")) as union:
+        assert union.walk(b"etc/motd")[1].attr.size == 6

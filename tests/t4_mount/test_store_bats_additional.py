@@ -99,6 +99,21 @@ def test_an_image_that_was_pulled_up_and_deleted_is_read_only_again(steps):
     assert problems(steps.place.root) == []
 
 
+def test_what_is_mounted_here_cannot_be_deleted_there(steps, tmp_path):
+    other = Steps(Place(tmp_path / "ro", tmp_path / "ro-run"))
+    steps("create_container", "c", image="ro:1")
+    root = steps.mount("c")
+    with pytest.raises(Failed, match="LayerInUse"):
+        other("delete_image", "ro-image")
+    assert (root / "new").read_text() == "new"
+    steps("unmount", "c")
+    assert other("delete_image", "ro-image") == ["ro-upper", "ro-lower"]
+    with pytest.raises(Failed, match=f"CorruptStore: {tmp_path}/ro"):
+        steps.mount("c")
+    steps("delete_container", "c")
+    assert steps("layers") == steps("images") == []
+
+
 def test_when_the_read_only_store_is_gone_a_mount_says_so(steps, tmp_path):
     steps("create_container", "c", image="ro:1", layer_id="cl")
     steps("create_container", "alone")

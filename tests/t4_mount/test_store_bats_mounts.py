@@ -141,9 +141,7 @@ def test_links_and_mountpoints_that_are_lost_are_made_again(steps):
     ):
         lost()
         assert sorted(os.listdir(steps.mount("upper"))) == ["etc", "new", "own"]
-        assert sorted(os.listdir(steps.mount("mid"))) == ["etc", "new"]
-        for layer in ("upper", "mid"):
-            assert steps("unmount", layer) is False
+        assert steps("unmount", "upper") is False
     steps("create_layer", "more", "upper")
     assert sorted(os.listdir(steps.mount("more"))) == ["etc", "new", "own"]
     steps("delete_layer", "more")
