@@ -146,7 +146,7 @@ class _Check:
 
     def _layers(self, rows: Rows, found: Sequence[Problem]) -> Iterator[Problem]:
         """What is in layers, base up; not read above a damaged one, whose fault it may be."""
-        damaged = {p.item: p for p in found if p.kind is Kind.LAYER and p.remedy is not Remedy.RESTORE}
+        damaged = {p.item: p for p in found if p.kind is Kind.LAYER and p.is_damage}
         for row in rows.base_up():
             item, below = row["id"], self._damaged.get(row["parent"])
             if item in damaged:
@@ -157,7 +157,7 @@ class _Check:
             elif row["origin"] is None:
                 for problem in self._layer(row):
                     yield problem
-                    if problem.remedy is not Remedy.RESTORE:
+                    if problem.is_damage:
                         self._damaged[item] = problem
 
     def _layer(self, row: Row) -> Iterator[Problem]:
@@ -211,14 +211,14 @@ class _Check:
         if size == record.size:
             return None
         what = f"its size is written down as {record.size}, that of its files is {size}"
-        return what, Remedy.RESTORE if record.reproducible else Remedy.NONE
+        return what, Remedy.RESIZE if record.reproducible else Remedy.NONE
 
     def _took_changes(self, cache_id: CacheID) -> bool:
         return (self._driver.path / cache_id / "work").exists()
 
     def _above(self, rows: Rows, found: Sequence[Problem]) -> Iterator[Problem]:
         """What is on damaged layers, and containers of damaged images."""
-        images = {p.item: p for p in found if p.kind is Kind.IMAGE and p.remedy is not Remedy.RESTORE}
+        images = {p.item: p for p in found if p.kind is Kind.IMAGE and p.is_damage}
         for item, row in rows.images.items():
             if row["top_layer"] in self._damaged:
                 images[item] = _inherited(Kind.IMAGE, item, self._damaged[row["top_layer"]])
@@ -272,7 +272,7 @@ class _Check:
             return Problem(kind, row["item"], f"{name} was changed: {what}", Remedy.DELETE)
         if size != row["size"]:
             what = f"{name}: its size is written down as {row['size']}, it has {size} bytes"
-            return Problem(kind, row["item"], what, Remedy.RESTORE)
+            return Problem(kind, row["item"], what, Remedy.RESIZE)
         return None
 
 
@@ -344,7 +344,7 @@ def _documents(rows: Rows, image: Row, blobs: dict[str, bytes]) -> Iterator[Prob
             yield Problem(Kind.IMAGE, image["id"], what, Remedy.DELETE)
     if manifest is not None and digest.of_bytes(manifest) != image["digest"]:
         what = "its digest is not that of its manifest"
-        yield Problem(Kind.IMAGE, image["id"], what, Remedy.RESTORE)
+        yield Problem(Kind.IMAGE, image["id"], what, Remedy.RESIZE)
 
 
 def _hex(data: bytes) -> str:

@@ -11,6 +11,7 @@ all other names must come from.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -135,7 +136,8 @@ class _Comparison:
 
     def run(self) -> Iterator[str]:
         """The differences, directory by directory."""
-        if change := self._change(self._wanted[0], b""):
+        root = self._wanted[0].look(b""), self._present.look(b"")
+        if change := self._change(self._wanted[0], b"", *root):
             yield f"*/ ({change})"
         todo = [(b"", self._wanted)]
         while todo:
@@ -145,11 +147,20 @@ class _Comparison:
                 path = os.path.join(directory, name)
                 if name not in present:
                     yield f"-/{printable(path)}"
-                elif name not in names:
+                    continue
+                if name not in names:
                     yield f"+/{printable(path)}"
-                elif change := self._change(names[name][0], path):
+                    continue
+                try:
+                    wanted, there = names[name][0].look(path), self._present.look(path)
+                except OSError as exc:
+                    if exc.errno != errno.EIO:
+                        raise
+                    yield f"*/{printable(path)} ({exc.strerror})"
+                    continue
+                if change := self._change(names[name][0], path, wanted, there):
                     yield f"*/{printable(path)} ({change})"
-                elif _is_directory(self._present, path):
+                elif there is not None and stat.S_ISDIR(there.mode):
                     todo.append((path, _continued(names[name], path)))
 
     def _names(self, layers: _Stack, directory: bytes) -> dict[bytes, _Stack]:
@@ -163,16 +174,15 @@ class _Comparison:
                     deleted |= {name} if is_deleted and not self._stacked else set()
         return {name: made for name, made in found.items() if name not in deleted}
 
-    def _change(self, wanted: LayerDir, path: bytes) -> str:
-        """In what an object differs; empty for nothing."""
-        a, b = wanted.look(path), self._present.look(path)
+    def _change(self, wanted: LayerDir, path: bytes, a: Attr | None, b: Attr | None) -> str:
+        """In what an object, which is `a` in `wanted` and `b` here, differs; empty for nothing."""
         if a is WHITEOUT or b is WHITEOUT or a is None or b is None:
             return "" if a is b else "deleted" if b is WHITEOUT else "not deleted"
         if stat.S_IFMT(a.mode) != stat.S_IFMT(b.mode):
             return "another type"
         facts = (
-            ("mode", f"{a.mode & 0o7777:04o}", f"{b.mode & 0o7777:04o}"),
-            ("owner", f"{a.uid}:{a.gid}", f"{b.uid}:{b.gid}"),
+            ("mode", a.mode, b.mode),
+            ("owner", (a.uid, a.gid), (b.uid, b.gid)),
             ("size", *((0, 0) if stat.S_ISDIR(a.mode) else (a.size, b.size))),
             # The root of a layer that took changes at first is as old as that.
             ("time", *((a.mtime_ns, b.mtime_ns) if path else (0, 0))),

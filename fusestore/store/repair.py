@@ -24,7 +24,7 @@ from fusestore.driver import mounter
 from fusestore.driver.mounter import Mounted
 from fusestore.errors import FusestoreError, ItemNotFound, LayerInUse, RWLayerNotFound
 from fusestore.files import write_durably
-from fusestore.store.check import furniture, place_of
+from fusestore.store.check import check, furniture, place_of
 from fusestore.store.database import Database
 from fusestore.store.images import configuration_key
 from fusestore.store.leftovers import miscounted
@@ -78,6 +78,7 @@ class _Repair:
             Remedy.UNMOUNT: self._unmount,
             Remedy.UNNAME: self._unname,
             Remedy.RESTORE: self._restore,
+            Remedy.RESIZE: self._resize,
             Remedy.DELETE: self._delete,
             Remedy.NONE: self._left.extend,
         }
@@ -142,28 +143,14 @@ class _Repair:
     # -- what the rows say ----------------------------------------------------------------------------
 
     def _restore(self, found: list[Problem]) -> None:
+        """Write the driver's files again."""
         rows = Rows.read(self._database)
         for problem in found:
-            try:
-                self._restore_one(rows, problem)
-            except (FileNotFoundError, ItemNotFound):
-                continue  # it was deleted meanwhile, perhaps by us
-            self._say("restored", problem)
-        with self._database.transaction() as execute:
-            self._resize_images(Rows.read(self._database))
-            for problem in found:
-                if problem.kind is Kind.IMAGE:
-                    execute(_DIGEST, (problem.item, configuration_key(problem.item)))
-
-    def _restore_one(self, rows: Rows, problem: Problem) -> None:
-        """Write again what is known of one item: files of the driver, sizes."""
-        if problem.cache_id:
             place = place_of(rows, CacheID(problem.cache_id))
-            if place is not None:
-                self._furnish(place.cache_id, place.below)
-        if problem.kind is Kind.LAYER:
-            self._resize_layer(problem)
-        self._resize_data(problem.item)
+            with suppress(FileNotFoundError):  # it was deleted meanwhile
+                if place is not None:
+                    self._furnish(place.cache_id, place.below)
+                    self._say("restored", problem)
 
     def _furnish(self, cache_id: CacheID, below: Sequence[CacheID]) -> None:
         """Write again what a driver has beside a layer.  Raises FileNotFoundError when that is gone."""
@@ -178,12 +165,25 @@ class _Repair:
                     path.unlink(missing_ok=True)
                     path.symlink_to(content)
 
+    def _resize(self, found: list[Problem]) -> None:
+        """Write down what is known to be so: sizes, and the digests of manifests."""
+        for problem in found:
+            with suppress(FileNotFoundError, ItemNotFound):  # it was deleted meanwhile
+                if problem.kind is Kind.LAYER and problem.cache_id:
+                    self._resize_layer(problem)
+                self._resize_data(problem.item)
+                self._say("restored", problem)
+        with self._database.transaction() as execute:
+            self._resize_images(Rows.read(self._database))
+            for problem in found:
+                if problem.kind is Kind.IMAGE:
+                    execute(_DIGEST, (problem.item, configuration_key(problem.item)))
+
     def _resize_layer(self, problem: Problem) -> None:
         """Of a layer that is what its tar says, the size on disk is its size."""
         record = self._metadata.get(ChainID(problem.item))
-        driver = self._store.graph_driver
-        if driver.stacked and record.reproducible and record.cache_id == problem.cache_id:
-            size = driver.usage(record.cache_id).size
+        if record.reproducible and record.cache_id == problem.cache_id:
+            size = self._store.graph_driver.usage(record.cache_id).size
             with self._database.transaction() as execute:
                 which = "id = ? AND cache_id = ? AND reproducible"
                 execute(f"UPDATE layers SET size = ? WHERE {which}", (size, problem.item, record.cache_id))
@@ -201,7 +201,8 @@ class _Repair:
     def _resize_images(self, rows: Rows) -> None:
         for item, row in rows.images.items():
             chain = rows.chain(row["top_layer"])
-            if all(layer["id"].startswith("sha256:") for layer in chain):
+            is_fixed = all(layer["id"].startswith("sha256:") for layer in chain)
+            if is_fixed and rows.is_whole(row["top_layer"]):
                 size = sum(layer["size"] for layer in chain)
                 if size != row["size"]:
                     self._database.select("UPDATE images SET size = ? WHERE id = ?", size, item)
@@ -210,6 +211,7 @@ class _Repair:
 
     def _delete(self, found: list[Problem]) -> None:
         """Delete what is damaged and what is on it: containers, RW layers, images, layers topmost first."""
+        still = self._still(found)
         self._untie()
         deletes = {
             Kind.CONTAINER: self._delete_container,
@@ -218,7 +220,7 @@ class _Repair:
             Kind.LAYER: self._delete_layer,
         }
         for kind, delete in deletes.items():
-            for problem in self._in_order(kind, found):
+            for problem in self._in_order(kind, still):
                 try:
                     if kind in _WORK and not self._force:
                         raise LayerInUse(problem.item, "it is deleted only with --force")
@@ -229,7 +231,31 @@ class _Repair:
                 else:
                     if not (kind is Kind.LAYER and self._metadata.find(ChainID(problem.item))):  # made anew
                         self._say("deleted", problem)
-        self._left += [p for p in found if p.kind not in deletes]
+        self._left += [p for p in still if p.kind not in deletes]
+
+    def _still(self, found: list[Problem]) -> list[Problem]:
+        """The damage that is still there: a quick check sees it, or it is on a layer not made anew."""
+        again = {(p.kind, p.item) for p in check(self._store, quick=True).problems if p.is_damage}
+        rows = Rows.read(self._database)
+        damaged = {
+            p.item
+            for p in found
+            if p.item in rows.layers and p.cache_id in ("", rows.layers[p.item]["cache_id"])
+        }
+        columns = {
+            Kind.LAYER: (rows.layers, "id"),
+            Kind.IMAGE: (rows.images, "top_layer"),
+            Kind.CONTAINER: (rows.containers, "layer"),
+            Kind.RW_LAYER: (rows.rw_layers, "parent"),
+        }
+
+        def is_there(problem: Problem) -> bool:
+            table, column = columns.get(problem.kind, ({}, ""))
+            if (problem.kind, problem.item) in again or problem.item not in table:
+                return True
+            return any(row["id"] in damaged for row in rows.chain(table[problem.item][column]))
+
+        return [problem for problem in found if is_there(problem)]
 
     def _untie(self) -> None:
         """Make what will be deleted such that it can be read, and refers to nothing that is not there."""

@@ -54,7 +54,8 @@ class Remedy(Enum):
     NONE = "nothing can be done here"
     COLLECT = "what no row names is deleted"
     UNNAME = "rows of what does not exist are deleted"
-    RESTORE = "what the rows say is written again"
+    RESTORE = "what the rows say of the driver's files is written again"
+    RESIZE = "sizes and digests of what is verified are written down again"
     UNMOUNT = "a mount without a server, or a count without a mount, is taken away"
     DELETE = "what is damaged is deleted"
 
@@ -68,6 +69,11 @@ class Problem:
     what: str
     remedy: Remedy = Remedy.NONE
     cache_id: str = ""
+
+    @property
+    def is_damage(self) -> bool:
+        """True when the item, and what is on it, is not what it should be."""
+        return self.remedy in (Remedy.NONE, Remedy.DELETE)
 
     def __str__(self) -> str:
         return f"{self.kind.value} {self.item}: {self.what}"

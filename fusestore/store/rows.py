@@ -135,7 +135,7 @@ def _images(rows: Rows) -> Iterator[Problem]:
             size = sum(layer["size"] for layer in chain)
             if row["size"] != size:
                 what = f"its size is written down as {row['size']}, that of its layers is {size}"
-                yield Problem(Kind.IMAGE, item, what, Remedy.RESTORE)
+                yield Problem(Kind.IMAGE, item, what, Remedy.RESIZE)
 
 
 def _containers(rows: Rows, images: set[str]) -> Iterator[Problem]:

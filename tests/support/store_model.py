@@ -253,7 +253,7 @@ class Model:
                 break
             if any(container.layer == layer for container in self.containers.values()):
                 break
-            if self.layers[layer].mounted:
+            if commit and self.layers[layer].mounted:
                 if not deleted:
                     raise Refusal("LayerInUse")
                 break
@@ -267,7 +267,7 @@ class Model:
         image = self.images[self.find("image", word)]
         size, layer = sum(map(len, image.blobs.values())), image.layer
         while layer:
-            size += max(self.layer_size(layer), 0)
+            size += self.diff_size("", layer) if self.layers[layer].tar is None else self.layer_size(layer)
             layer = self.layers[layer].parent
         return size
 

@@ -220,6 +220,11 @@ def test_names_of_a_read_only_image_pull_it_up(store, ro):
 
 
 def test_names_taken_from_a_read_only_image(store):
+    store.remove_names("ro-image", ["ro-name", "not its name"])
+    assert (store.names("ro-image"), store.image("ro-image").read_only) == ((), False)
+    assert store.exists("ro-name") is False
+    assert store.delete_image("ro-image") == []
+    assert store.image("ro-name").read_only
     store.create_image("own", ["ro-name"])
     assert store.image("ro-name").id == "own"
     store.set_names("ro-image", ["other", "ro-name"])

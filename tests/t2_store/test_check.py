@@ -10,12 +10,13 @@ import subprocess
 import sys
 
 import pytest
-from support.damage import CONTENT, GARBAGE, GRAPH, LAYER, LAYERS, LONE, RECORDS, Copy, lines, told
+from support.damage import CONTENT, GARBAGE, LAYERS, RECORDS
 from support.fsck import problems
 from support.graphroots import Written
 from support.images import sha256
 from support.stores import DRIVERS, opened
 from support.tars import Stream, member, tar
+from support.town import GRAPH, LAYER, LONE, Copy, lines, told
 
 from fusestore.files import make_locked
 from fusestore.store.check import check
@@ -222,7 +223,7 @@ def test_what_cannot_be_read_is_told_and_not_deleted(copy):
 # -- others work meanwhile ----------------------------------------------------------------------------
 
 
-def test_four_writers_cause_no_alarm(tmp_path):
+def test_four_writers_cause_no_alarm_and_collecting_disturbs_none(tmp_path):
     root, runroot = tmp_path / "store", tmp_path / "run"
     with opened(root, runroot, "fuse") as store:
         store.layer_store.register(Stream(tar(member("base", b"base" * 100))))
@@ -232,6 +233,7 @@ def test_four_writers_cause_no_alarm(tmp_path):
         reports = []
         while any(writer.poll() is None for writer in writers):
             reports.append(check(store))
+            store.collect(deep=True)
         assert [writer.returncode for writer in writers] == [0] * 4
         assert lines(problem for report in reports for problem in report.problems) == []
         assert len(reports) > 5

@@ -43,7 +43,8 @@ def image(version, store_root, runroot, tmp_path):
         others = ["localhost/other:1", "docker.io/library/z:1"]
         (image,) = pipeline.load(store, str(oci(tmp_path / "oci", A, B, name="old")), names=others)
     downgrade(store_root, version)
-    yield replace(image, names=tuple(sorted(image.names)), names_history=())
+    names = tuple(sorted(image.names))
+    yield replace(image, names=names, names_history=names)
     unmount_all(runroot)
     assert problems(store_root) == []
 

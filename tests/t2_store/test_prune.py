@@ -1,14 +1,14 @@
 """What prune plans and deletes, and that disk usage says beforehand what it will free.
 
-The store is that of `support.damage`, plus what makes layers shared and images dangling.
+The store is that of `support.town`, plus what makes layers shared and images dangling.
 """
 
 import pytest
-from support.damage import BASE, GRAPH, IMAGE, LAYER, LONE, RW, Copy
 from support.fsck import problems
 from support.images import configuration, dumped, sha256
 from support.stores import DRIVERS, opened
 from support.tars import Stream
+from support.town import BASE, GRAPH, IMAGE, LAYER, LONE, RW, Copy
 
 from fusestore.digest import chain_id
 from fusestore.store.items import Image

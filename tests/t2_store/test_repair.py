@@ -11,11 +11,12 @@ import sys
 from dataclasses import replace
 
 import pytest
-from support.damage import CONTENT, GARBAGE, GRAPH, IMAGE, LAYER, LAYERS, LONE, RECORDS, RW, Copy, lines
+from support.damage import CONTENT, GARBAGE, LAYERS, RECORDS
 from support.fsck import problems
 from support.images import sha256
 from support.stores import opened
 from support.tars import Stream
+from support.town import GRAPH, IMAGE, LAYER, LONE, RW, Copy, lines
 
 from fusestore.store.check import check
 from fusestore.store.repair import repair
@@ -99,6 +100,18 @@ def test_a_layer_that_was_made_anew_stays(copy):
         store.layer_store.delete(sha256(LONE))
         store.layer_store.register(Stream(LONE))
         repair(store, report)
+        assert copy.items() == WHOLE
+        assert check(store).is_clean
+
+
+def test_an_image_that_is_whole_again_stays(copy):
+    manifest = copy.blob("image", IMAGE, "manifest")
+    data = manifest.read_bytes()
+    manifest.unlink()
+    with copy.open() as store:
+        report = check(store)
+        store.set_image_big_data(IMAGE, "manifest", data)
+        assert repair(store, report).done == []
         assert copy.items() == WHOLE
         assert check(store).is_clean
 

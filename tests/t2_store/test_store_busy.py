@@ -3,6 +3,7 @@
 The patience of SQLite is 60 s; here it is less.
 """
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 
 import pytest
 
+from fusestore import files
 from fusestore.store import database
 from fusestore.store.storage import Store
 
@@ -91,3 +93,33 @@ def test_a_writer_that_is_killed_blocks_nobody(store, writer):
     writer.kill()
     store.set_names("i", ["two"])
     assert (store.names("i"), store.metadata("i")) == (("two",), "before")
+
+
+#: What is locked while somebody works on it, and what has to wait for that.
+LOCKS = {
+    "tmp": (lambda store, _: store.graph_root / "tmp", lambda store: store.create_layer("new")),
+    "lock": (
+        lambda store, name: store.graph_driver.path / name / "lock",
+        lambda store: store.changes("", "l"),
+    ),
+    "count": (lambda store, name: store.run_root / f"mounts/{name}.count", lambda store: store.mount("l")),
+}
+
+
+@pytest.mark.parametrize("what", LOCKS)
+def test_a_lock_that_is_never_given_back(store, monkeypatch, what):
+    where, call = LOCKS[what]
+    store.create_layer("l")
+    assert store.mounted("l") == 0  # which makes the file with the count
+    fd = os.open(where(store, store.layer_items.record("l").cache_id), os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    monkeypatch.setattr(files, "PATIENCE", PATIENCE)
+    start = time.monotonic()
+    with pytest.raises(
+        TimeoutError, match=f"another process has been working with it for {PATIENCE} s; try again"
+    ):
+        call(store)
+    assert PATIENCE <= time.monotonic() - start < 20
+    os.close(fd)
+    call(store)
+    store.unmount_all()

@@ -2,10 +2,12 @@
 
 import pytest
 from support import stores
+from support.images import oci
 from support.stores import TREE, A, changes, contents, opened
 from support.tars import Stream
 
 from fusestore.errors import NotMounted, StoreIsReadOnly
+from fusestore.transport.pipeline import load
 
 CHANGES = [
     lambda s: s.create_layer(),
@@ -32,6 +34,9 @@ CHANGES = [
     lambda s: s.set_container_directory_file("ctr", "file", b"other"),
     lambda s: s.apply_diff("ctr-layer", Stream(A)),
     lambda s: s.mount("ctr"),
+    lambda s: s.untag(["image-name"]),
+    lambda s: s.layer_store.register(Stream(A)),
+    lambda s: s.layer_store.create_rw_layer("new", None),
 ]
 
 
@@ -58,6 +63,11 @@ def test_every_change_is_refused(closed):
         with pytest.raises(StoreIsReadOnly, match="read-only"):
             pytest.fail(f"change {number}: {call(closed)}")
     closed.shutdown(force=True)
+
+
+def test_loading_is_refused(closed, tmp_path):
+    with pytest.raises(StoreIsReadOnly):
+        load(closed, str(oci(tmp_path / "oci", A)))
 
 
 def test_every_question_is_answered(closed):

@@ -8,9 +8,9 @@ import json
 import os
 
 import pytest
-from support.damage import BASE, IMAGE, LAYER, LONE, RW, Copy
 from support.fsck import problems
 from support.images import sha256
+from support.town import BASE, IMAGE, LAYER, LONE, RW, Copy
 from support_real.commands import (
     Place,
     is_a_mountpoint,
@@ -29,7 +29,7 @@ def copy(tmp_path_factory, tmp_path):
 
 @pytest.fixture
 def town(copy):
-    """The store of `support.damage`, in which all is well and nothing is mounted at the end."""
+    """The store of `support.town`, in which all is well and nothing is mounted at the end."""
     place = Place(copy.root, copy.runroot)
     yield place
     place.unmount_all()
