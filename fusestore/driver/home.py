@@ -312,8 +312,9 @@ class Home(ABC):
         """Delete what dead processes left: half-made layers, links and counts of layers that are gone."""
         sweep(self.tmp)
         for entry in list(os.scandir(self.links)):
-            if not os.path.lexists(os.path.join(self.links, os.readlink(entry.path))):
-                Path(entry.path).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # others clean up too
+                if not os.path.lexists(os.path.join(self.links, os.readlink(entry.path))):
+                    os.unlink(entry.path)
         counted = self._counter.all()  # before the layers: what is counted has been published before
         for cache_id in set(counted) - set(self.list_layers()):
             self._counter.forget(CacheID(cache_id))
@@ -409,9 +410,9 @@ class Home(ABC):
 
     def _link_again(self) -> None:
         """Make links that were lost; their names follow from those of the layers (``recreateSymlinks``)."""
-        self.links.mkdir(mode=0o700, exist_ok=True)
         for cache_id in self.list_layers():
-            with suppress(FileExistsError):
+            with suppress(OSError):  # whoever wants one that cannot be made has an error of his own
+                self.links.mkdir(mode=0o700, exist_ok=True)
                 (self.links / short_name(cache_id)).symlink_to(f"../{cache_id}/diff")
 
     def _lower(self, cache_id: CacheID) -> list[str]:

@@ -122,10 +122,11 @@ class Blobs:
         """Inside a transaction: a new value.  Raises InvalidBigDataName, OSError."""
         directory, name = directory_name(kind, item), big_data_name(key)
         query = "SELECT file FROM big_data WHERE kind = ? AND item = ? AND key = ?"
-        for (present,) in self._database.select(query, kind, item, key):
-            self._replaced.append(self._big / present)
         if os.path.lexists(self._big / directory / name):  # perhaps a row names it
             name += f"~{secrets.token_hex(4)}"  # no key's name has such an end
+        for (present,) in self._database.select(query, kind, item, key):
+            if present != f"{directory}/{name}":  # or it was lost, and comes back
+                self._replaced.append(self._big / present)
         if not (self._big / directory).is_dir():
             (self._big / directory).mkdir(mode=0o700)
             fsync_directory(os.fsencode(self._big))

@@ -64,7 +64,7 @@ def _driver_layers(store: Store, database: Database) -> Iterator[Problem]:
 
 
 def _is_free(directory: Path) -> bool:
-    """True for a layer that nobody makes, deletes or works with."""
+    """True for a layer that is there, and that nobody makes, deletes or works with."""
     for name in _LOCKS:
         try:
             os.close(lock(directory / name, fcntl.LOCK_EX | fcntl.LOCK_NB))
@@ -72,7 +72,7 @@ def _is_free(directory: Path) -> bool:
             continue
         except BlockingIOError:
             return False
-    return True
+    return directory.exists()  # and was not deleted meanwhile
 
 
 # -- files --------------------------------------------------------------------------------------------

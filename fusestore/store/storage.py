@@ -362,7 +362,7 @@ class Store(LayerContents):
         held.  Raises ImageNotFound, ImageUsedByContainer, LayerInUse while it is mounted, StoreIsReadOnly.
         """
         image = self.image(name)
-        if image.read_only or not self.image_store.exists(image.id):
+        if image.read_only:
             raise StoreIsReadOnly(image.id)
         with ExitStack() as stack:
             with suppress(_DryRun), self._database.transaction():

@@ -332,6 +332,7 @@ ALLOWED = {
         "driver.mounter",
         "store.check",
         "store.database",
+        "store.images",
         "store.leftovers",
         "store.metadata",
         "store.report",

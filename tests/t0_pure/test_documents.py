@@ -1,18 +1,18 @@
 """Manifests, indexes and configurations from strangers: what is accepted, and all else refused by name."""
 
 import json
-import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusestore.architecture import architecture
 from fusestore.errors import InvalidImage
 from fusestore.transport import document
 from fusestore.transport.document import DOCKER_LIST, DOCKER_MANIFEST, INDEX, OCI_MANIFEST, SIZE_LIMIT
 
 A = "sha256:" + "a" * 64
-MINE = document._ARCHITECTURES[os.uname().machine]
+MINE = architecture()
 
 
 def parsed(data):
