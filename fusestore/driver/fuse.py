@@ -220,12 +220,15 @@ class FuseDriver(Home):
     def get(self, cache_id: CacheID) -> bytes:
         """Mount the layer, or count one more user of its mount; the mountpoint.
 
-        A mount whose server died is replaced.  Where there is none any more, nobody else has it.
+        A mount whose server died is replaced.  Where there is none any more, nobody else has it.  One that
+        was made before the layer got a child still takes changes.
         """
         mountpoint = self.mountpoint(cache_id)
         with self.hold(cache_id), self._counter.users(cache_id) as users:
-            users[0] = users[0] + 1 if mounter.find(mountpoint, self._runroot) else 1
-            mounter.mount(self.spec(cache_id, cache_id[:12]), mountpoint, self._runroot)
+            present = mounter.find(mountpoint, self._runroot)
+            users[0] = users[0] + 1 if present else 1
+            if present is None or not present.alive:
+                mounter.mount(self.spec(cache_id, cache_id[:12]), mountpoint, self._runroot)
         return os.fsencode(mountpoint)
 
     def abandon(self, cache_id: CacheID) -> None:

@@ -144,8 +144,8 @@ class Home(ABC):
     def borrow(self, cache_id: CacheID, parent: CacheID | None, spec: LayerSpec) -> Hold:
         """Make a layer on top of `parent` of files that another store keeps, and publish it; it stays held.
 
-        `spec.lock` is not used: the layer has a lock of its own.  Raises NotSupported where layers do not
-        stack, ValueError for a relative path, FileNotFoundError when the files or the parent are gone.
+        The layer has a lock of its own; its mounts hold `spec.lock` too.  Raises NotSupported where layers do
+        not stack, ValueError for a relative path, FileNotFoundError when the files or the parent are gone.
         """
         if not self.stacked:
             raise NotSupported(
@@ -404,7 +404,7 @@ class Home(ABC):
             try:
                 target = os.readlink(self.path / link)
                 chain.append(parse_cache_id(target.split("/")[1]))
-            except (OSError, ValueError, IndexError) as exc:
+            except (FileNotFoundError, NotADirectoryError, ValueError, IndexError) as exc:
                 raise CorruptStore(str(self.path / link), str(exc)) from None
         return chain
 

@@ -61,13 +61,15 @@ class Origin:
 class LayerSpec:
     """Where one layer of a mount is, the groups of its hard links, and the file to lock while it is used.
 
-    `origin` None means: it is as the layers of the home are.
+    `origin` None means: it is as the layers of the home are.  `lender` is what the store that has lent the
+    files locks to delete them.
     """
 
     path: str
     links: str | None = None
     lock: str | None = None
     origin: Origin | None = None
+    lender: str | None = None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LayerSpec:
@@ -191,7 +193,7 @@ def write_borrowed(directory: Path, spec: LayerSpec, origin: Origin) -> None:
     Raises OSError.
     """
     (directory / "diff").symlink_to(spec.path)
-    record = {"links": spec.links, "origin": origin.to_json()}
+    record = {"links": spec.links, "lender": spec.lock, "origin": origin.to_json()}
     (directory / _ORIGIN).write_text(json.dumps(record), encoding="ascii")
 
 
@@ -206,6 +208,7 @@ def read_borrowed(directory: Path) -> LayerSpec | None:
         return None
     try:
         data, path = json.loads(record), os.readlink(directory / "diff")
-        return LayerSpec(path, data["links"], str(directory / "lock"), Origin.from_json(data["origin"]))
-    except (ValueError, KeyError, TypeError, OSError) as exc:
+        origin = Origin.from_json(data["origin"])
+        return LayerSpec(path, data["links"], str(directory / "lock"), origin, data.get("lender"))
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as exc:
         raise CorruptStore(str(directory / _ORIGIN), str(exc)) from None

@@ -22,6 +22,7 @@ import select
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -103,6 +104,9 @@ def _open_layer(spec: MountSpec, layer: LayerSpec) -> LayerDir:
     """What the home does not hold has no short name, and is only held by its fd."""
     if layer.lock is not None:
         lock(Path(layer.lock), fcntl.LOCK_SH)
+    if layer.lender is not None:
+        with suppress(OSError):  # gone, or closed to us: then its store has no way to know
+            lock(Path(layer.lender), fcntl.LOCK_SH)
     prefix = None
     if spec.home and layer.path.startswith(spec.home + "/"):
         prefix = os.fsencode(os.path.relpath(layer.path, spec.home)) + b"/"
@@ -173,7 +177,8 @@ def _serve(order: dict[str, object]) -> None:
         nonlocal known
         mounter.write_record(order, os.getpid())
         known = True
-        os.write(1, b"ready\n")
+        with suppress(BrokenPipeError):  # our starter was killed; the mount is there as if it had been later
+            os.write(1, b"ready\n")
         _detach()
 
     spec = MountSpec.from_json(order["spec"])  # type: ignore[arg-type]
@@ -182,6 +187,9 @@ def _serve(order: dict[str, object]) -> None:
         serve(open_union(spec, mountpoint), spec, int(str(order["fd"])), mountpoint, started)
     finally:
         if known:  # else our starter holds the lock, and waits for us
+            # Nobody may wait for our answers while we wait for a lock that they may have.
+            with suppress(OSError):
+                os.close(int(str(order["fd"])))
             mounter.forget(order, os.getpid())
 
 

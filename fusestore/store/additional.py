@@ -235,7 +235,7 @@ class FusestoreRoot:
             return [top]
         try:
             return [top, *(top.parent / (top.parent / link).readlink().parent.name for link in links)]
-        except OSError as exc:
+        except (FileNotFoundError, NotADirectoryError) as exc:
             raise CorruptStore(str(top / "lower"), str(exc)) from None
 
     def _directory(self, record: LayerRecord) -> Path:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from sqlite3 import Row
@@ -201,7 +201,18 @@ class LayerItems(Items[LayerItem]):
             self._database.refuse_read_only()
             if record.reproducible:
                 self._forget_tar(record)
-        return Path(os.fsdecode(self._driver.get(record.cache_id)))
+        with self._there(item):
+            return Path(os.fsdecode(self._driver.get(record.cache_id)))
+
+    @contextmanager
+    def _there(self, *items: str | None) -> Iterator[None]:
+        """The driver does not find what another process has just deleted.  Raises LayerNotFound."""
+        try:
+            yield
+        except FileNotFoundError:
+            for item in filter(None, items):
+                self.record(item)
+            raise
 
     def _forget_tar(self, record: LayerRecord) -> None:
         """Whoever mounts the layer may change what its tar was."""
@@ -240,15 +251,17 @@ class LayerItems(Items[LayerItem]):
 
     def changes(self, parent: str | None, item: str) -> list[Change]:
         """What makes the layer out of `parent` (None: out of nothing), sorted by path."""
-        return self._driver.changes(self.record(item).cache_id, self.cache_id(parent))
+        with self._there(item, parent):
+            return self._driver.changes(self.record(item).cache_id, self.cache_id(parent))
 
     def diff_size(self, parent: str | None, item: str) -> int:
         """Bytes of the files in the tar of that."""
-        return self._driver.diff_size(self.record(item).cache_id, self.cache_id(parent))
+        with self._there(item, parent):
+            return self._driver.diff_size(self.record(item).cache_id, self.cache_id(parent))
 
     def size(self, record: LayerRecord) -> int:
         """Bytes of a layer's own files, as they are now."""
-        return self._driver.diff_size(record.cache_id, self.cache_id(record.parent))
+        return self.diff_size(record.parent, record.chain_id)
 
     def diff(self, parent: str | None, item: str, form: str) -> io.BufferedReader:
         """That as a tar: the exact one that was applied, where there is one; compressed as `form`.
@@ -275,8 +288,7 @@ class LayerItems(Items[LayerItem]):
         record = self.record(item)
         if not self._driver.is_read_write(record.cache_id):
             raise LayerInUse(item, "it takes no changes; make a layer on top of it")
-        below = self.cache_id(record.parent)
-        was_empty = not self._driver.changes(record.cache_id, below)
+        was_empty = not self.changes(record.parent, item)
         self._update(item, "reproducible", 0)
         try:
             made = self._applied(record, diff)
@@ -285,7 +297,7 @@ class LayerItems(Items[LayerItem]):
             if isinstance(exc, LayerInUse):
                 raise LayerInUse(item, exc.reason) from None
             raise
-        size = self._driver.diff_size(record.cache_id, below)
+        size = self.size(record)
         with self._database.transaction():
             self._metadata.replace(replace(made, size=size, reproducible=made.reproducible and was_empty))
         return made.diff_size or 0

@@ -70,7 +70,7 @@ def test_a_borrowed_layer_is_a_layer(driver, lender):
     assert driver.notes(layer).is_dir()
     own = str(driver.path / layer / "lock")
     assert driver.borrowed(layer) == LayerSpec(
-        spec.path, spec.links, own, Origin(driver.ownership, driver.spelling)
+        spec.path, spec.links, own, Origin(driver.ownership, driver.spelling), spec.lock
     )
     getter = driver.diff_getter(layer)
     with open(getter.get(b"d/./f"), "rb") as file:

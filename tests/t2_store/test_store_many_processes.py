@@ -8,8 +8,10 @@ processes do the same with ids of their own, and work on what they share, while 
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,7 +34,7 @@ from support.store_operations import (
 
 TESTS = Path(__file__).parents[1]
 LARGE = os.environ.get("FUSESTORE_STORE_MACHINE")
-DEADLINE = 600 if LARGE else 60
+DEADLINE = 600 if LARGE else 100
 
 
 class OneProcess(RuleBasedStateMachine):
@@ -73,15 +75,15 @@ for _name in OPERATIONS:
 
 TestOneProcess = OneProcess.TestCase
 if settings.get_current_profile_name() == "default":
-    TestOneProcess.settings = settings(max_examples=25, stateful_step_count=40)
+    TestOneProcess.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @pytest.mark.parametrize(
     ("options", "processes", "operations"),
     [
-        (["--driver=vfs"], 8, 60),
-        (["--driver=vfs", "--no-log"], 8, 40),  # as on a network filesystem
-        (["--driver=fuse"], 8, 40),
+        (["--driver=vfs"], 8, 200),
+        (["--driver=vfs", "--no-log"], 8, 100),  # as on a network filesystem
+        (["--driver=fuse"], 8, 150),
     ],
 )
 @pytest.mark.timeout(DEADLINE + 20)
@@ -98,3 +100,37 @@ def test_many_processes_of_which_two_are_killed(tmp_path, options, processes, op
     assert (answer.returncode, answer.stderr) == (0, "")
     calls, refused = re.match(r"(\d+) calls .* (\d+) refused", answer.stdout).groups()
     assert int(calls) - int(refused) > int(operations)
+
+
+STARTER = """
+import os, signal, sys
+from pathlib import Path
+from fusestore.driver import mounter
+from support.store_operations import opened
+
+class Deadly:  # where it waits for the server that it has started
+    def select(*arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+mounter.select = Deadly
+with opened(Path(sys.argv[1]), "fuse") as store:
+    store.mount("l")
+"""
+
+
+def test_who_is_killed_while_a_server_starts_blocks_nobody(tmp_path):
+    """The server has nobody to tell that it is ready; meanwhile another process looks at its mount."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    with opened(tmp_path, "fuse") as store:
+        store.create_layer("l")
+        answer = subprocess.run([sys.executable, "-c", STARTER, tmp_path], env=environment, timeout=30)
+        assert answer.returncode == -signal.SIGKILL
+        start = time.monotonic()
+        while time.monotonic() < start + 1:  # the server needs 0.2 s to come up
+            store.collect(deep=True)
+        assert time.monotonic() < start + 20
+        place = store.mount("l")
+        (place / "f").write_bytes(b"data")
+        store.unmount_all()
+        assert [change.path for change in store.changes("", "l")] == [b"f"]
+    assert problems(tmp_path / "store") == []
