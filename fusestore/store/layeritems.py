@@ -269,11 +269,13 @@ class LayerItems(Items[LayerItem]):
         Close the stream.
         """
         record = self.record(item)
-        if record.reproducible and parent == record.parent:
-            tar = exact_tar(self._driver, record)
-        else:
-            tar = tar_stream(self._driver.diff(record.cache_id, self.cache_id(parent)))
-        return compressed_stream(tar, form)
+        with self._there(item, parent), ExitStack() as stack:
+            if record.reproducible and parent == record.parent:
+                return compressed_stream(exact_tar(self._driver, record), form)
+            for cache_id in filter(None, (record.cache_id, self.cache_id(parent))):
+                stack.callback(self._driver.hold(cache_id).close)  # the stream has not begun to
+            pieces = self._driver.diff(record.cache_id, self.cache_id(parent))
+            return compressed_stream(tar_stream(pieces, None, stack.pop_all().close), form)
 
     def cache_id(self, item: str | None) -> CacheID | None:
         """The driver's name of a layer; None for "" and None."""
