@@ -13,16 +13,16 @@ import click
 from fusestore import reference
 from fusestore.cli.filters import all_of, duration, labels
 from fusestore.cli.output import FORMAT, age, as_json, open_store, progress, size, table
-from fusestore.store.check import Progress
-from fusestore.store.check import check as check_store
-from fusestore.store.prune import Plan, Pruned, plan
-from fusestore.store.prune import prune as prune_store
-from fusestore.store.repair import Repaired
-from fusestore.store.repair import repair as repair_store
-from fusestore.store.report import Report, listed
-from fusestore.store.sizes import Sizes
 from fusestore.store.storage import Store
-from fusestore.store.usage import Summary, Usage, usage
+from fusestore.store.upkeep.check import Progress
+from fusestore.store.upkeep.check import check as check_store
+from fusestore.store.upkeep.prune import Plan, Pruned, plan
+from fusestore.store.upkeep.prune import prune as prune_store
+from fusestore.store.upkeep.repair import Repaired
+from fusestore.store.upkeep.repair import repair as repair_store
+from fusestore.store.upkeep.report import Report, listed
+from fusestore.store.upkeep.sizes import Sizes
+from fusestore.store.upkeep.usage import Summary, Usage, usage
 
 _SHORT_ID = 12
 _ROUNDS = 3  # a layer that could not even be looked at is looked at after the first repair

@@ -19,8 +19,8 @@ from support.tars import Stream, member, tar
 from support.town import GRAPH, LAYER, LONE, Copy, lines, told
 
 from fusestore.files import make_locked
-from fusestore.store.check import check
-from fusestore.store.report import Kind, Remedy
+from fusestore.store.upkeep.check import check
+from fusestore.store.upkeep.report import Kind, Remedy
 
 ALL = [(driver, name) for driver in DRIVERS for name in CONTENT]
 ALL += [("fuse", name) for name in (*LAYERS, *RECORDS)]

@@ -69,7 +69,8 @@ REGISTER = """
 ready()
 parent, handles = None, []
 for i in range(5):
-    layer = store.layer_store.register(Stream(tar(*(member(f"{i}/{j}", b"x" * 999) for j in range(40)))), parent)
+    archive = tar(*(member(f"{i}/{j}", b"x" * 999) for j in range(40)))
+    layer = store.layer_store.register(Stream(archive), parent)
     handles.append(layer)
     parent = layer.chain_id
 print(parent)

@@ -12,10 +12,10 @@ from support.town import BASE, GRAPH, IMAGE, LAYER, LONE, RW, Copy
 
 from fusestore.digest import chain_id
 from fusestore.store.items import Image
-from fusestore.store.prune import plan, prune
-from fusestore.store.sizes import Sizes
 from fusestore.store.storage import NewImage
-from fusestore.store.usage import usage
+from fusestore.store.upkeep.prune import plan, prune
+from fusestore.store.upkeep.sizes import Sizes
+from fusestore.store.upkeep.usage import usage
 
 DANGLING = dumped(configuration([BASE, LONE]) | {"config": {"Labels": {"stage": "test"}}})
 DANGLING_ID = sha256(DANGLING)[7:]

@@ -18,9 +18,9 @@ from support.stores import opened
 from support.tars import Stream
 from support.town import GRAPH, IMAGE, LAYER, LONE, RW, Copy, lines
 
-from fusestore.store.check import check
-from fusestore.store.repair import repair
-from fusestore.store.report import Kind, Problem, Remedy, Report
+from fusestore.store.upkeep.check import check
+from fusestore.store.upkeep.repair import repair
+from fusestore.store.upkeep.report import Kind, Problem, Remedy, Report
 
 DAMAGES = {**CONTENT, **LAYERS, **RECORDS}
 WHOLE = {"LAYER", "BASE", "IMAGE", "other", "made", "c", "c-layer", "rw", sha256(RW), sha256(LONE), GRAPH}
@@ -170,8 +170,8 @@ _REPAIR = """
 import os, signal, sys
 from pathlib import Path
 from support.stores import opened
-from fusestore.store.check import check
-from fusestore.store.repair import repair
+from fusestore.store.upkeep.check import check
+from fusestore.store.upkeep.repair import repair
 
 def trace(frame, event, argument):
     global left

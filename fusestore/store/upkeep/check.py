@@ -1,7 +1,7 @@
 """Check: is everything there that the store says it has, as it was when it came, and nothing else?
 
 (containers/storage: ``Store.Check``.)  Nothing is changed.  Others may work with the store meanwhile: rows
-are of one moment (`fusestore.store.rows`), a layer is held while it is read, and what looks wrong in a layer
+are of one moment (`rows`), a layer is held while it is read, and what looks wrong in a layer
 or a file counts only if its row is still the same afterwards.  A layer that is held cannot be deleted;
 whoever tries is told that another process works with it.
 
@@ -26,17 +26,25 @@ from fusestore import digest
 from fusestore.digest import CacheID, ChainID
 from fusestore.driver.home import short_name
 from fusestore.errors import CorruptStore, InvalidLayer, LayerNotFound
-from fusestore.store import rows as row_checks
-from fusestore.store.additions import additional_problems
 from fusestore.store.database import Database
 from fusestore.store.images import MANIFEST, configuration_key
-from fusestore.store.layertree import differences, verify
-from fusestore.store.leftovers import leftovers
 from fusestore.store.metadata import LayerMetadata, LayerRecord
-from fusestore.store.report import INCORRECT_DIGEST, MODIFIED, WRONG_DIGEST, Kind, Problem, Remedy, Report
-from fusestore.store.rows import KINDS, Rows
 from fusestore.store.storage import Store
 from fusestore.store.tarsplit import RECORD
+from fusestore.store.upkeep import rows as row_checks
+from fusestore.store.upkeep.additions import additional_problems
+from fusestore.store.upkeep.layertree import differences, verify
+from fusestore.store.upkeep.leftovers import leftovers
+from fusestore.store.upkeep.report import (
+    INCORRECT_DIGEST,
+    MODIFIED,
+    WRONG_DIGEST,
+    Kind,
+    Problem,
+    Remedy,
+    Report,
+)
+from fusestore.store.upkeep.rows import KINDS, Rows
 
 Progress = Callable[[str, int], None]
 

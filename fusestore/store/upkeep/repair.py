@@ -24,14 +24,14 @@ from fusestore.driver import mounter
 from fusestore.driver.mounter import Mounted
 from fusestore.errors import FusestoreError, ItemNotFound, LayerInUse, RWLayerNotFound
 from fusestore.files import write_durably
-from fusestore.store.check import check, furniture, place_of
 from fusestore.store.database import Database
 from fusestore.store.images import configuration_key
-from fusestore.store.leftovers import miscounted
 from fusestore.store.metadata import LayerMetadata
-from fusestore.store.report import Kind, Problem, Remedy, Report
-from fusestore.store.rows import Rows
 from fusestore.store.storage import Store
+from fusestore.store.upkeep.check import check, furniture, place_of
+from fusestore.store.upkeep.leftovers import miscounted
+from fusestore.store.upkeep.report import Kind, Problem, Remedy, Report
+from fusestore.store.upkeep.rows import Rows
 
 _WORK = (Kind.CONTAINER, Kind.RW_LAYER)  # what somebody has put work into
 _WORK_TABLES = ("containers", "rw_layers")

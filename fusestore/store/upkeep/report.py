@@ -49,7 +49,7 @@ _KEYS = {
 
 
 class Remedy(Enum):
-    """What `fusestore.store.repair` does about a problem."""
+    """What `fusestore.store.upkeep.repair` does about a problem."""
 
     NONE = "nothing can be done here"
     COLLECT = "what no row names is deleted"

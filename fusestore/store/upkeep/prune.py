@@ -19,8 +19,8 @@ from fusestore.errors import ImageUsedByContainer, ItemNotFound, LayerInUse
 from fusestore.store.database import Database
 from fusestore.store.items import Container, Image, Item, LayerItem
 from fusestore.store.metadata import LayerMetadata
-from fusestore.store.sizes import Sizes
 from fusestore.store.storage import Store
+from fusestore.store.upkeep.sizes import Sizes
 
 Wanted = Callable[[Item], bool]
 

@@ -1,8 +1,8 @@
 """Disk usage, in podman's rows (podman: ``system df``).
 
-Sizes are of content (`fusestore.store.sizes`), and each layer counts once: with the images if one is on it,
+Sizes are of content (`sizes`), and each layer counts once: with the images if one is on it,
 else with the container that it is, else with the layers.  RW layers are counted with those.  Reclaimable is
-what pruning everything would free of it (`fusestore.store.prune`), containers included for their own row.
+what pruning everything would free of it (`prune`), containers included for their own row.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusestore.store.items import Container, Image, LayerItem
-from fusestore.store.prune import plan
-from fusestore.store.sizes import Sizes
 from fusestore.store.storage import Store
+from fusestore.store.upkeep.prune import plan
+from fusestore.store.upkeep.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from fusestore.errors import (
 )
 from fusestore.store.additional import AdditionalStore
 from fusestore.store.items import Image, LayerItem
-from fusestore.store.report import INCORRECT_DIGEST, WRONG_DIGEST, Kind, Problem
 from fusestore.store.tarsplit import assemble
+from fusestore.store.upkeep.report import INCORRECT_DIGEST, WRONG_DIGEST, Kind, Problem
 from fusestore.tar_stream import tar_stream
 
 _CHUNK = 1 << 20

@@ -13,7 +13,7 @@ from sqlite3 import Row
 
 from fusestore.digest import CacheID, ChainID, DiffID, chain_id
 from fusestore.store.database import Database
-from fusestore.store.report import UNREFERENCED, Kind, Problem, Remedy
+from fusestore.store.upkeep.report import UNREFERENCED, Kind, Problem, Remedy
 
 #: The kinds that have names and big data, by what the rows of those call them.
 KINDS = {"layer": Kind.LAYER, "image": Kind.IMAGE, "container": Kind.CONTAINER}

@@ -23,8 +23,8 @@ from fusestore.store.bigdata import Blobs
 from fusestore.store.containers import ContainerStore
 from fusestore.store.database import Database
 from fusestore.store.metadata import LayerMetadata
-from fusestore.store.report import UNACCOUNTED, Kind, Problem, Remedy
 from fusestore.store.storage import Store
+from fusestore.store.upkeep.report import UNACCOUNTED, Kind, Problem, Remedy
 
 _PATIENCE = 1.0  # seconds that a writer may take between a row and its file
 _STEP = 0.02
