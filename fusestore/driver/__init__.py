@@ -7,14 +7,15 @@ Stores see `api` and nothing else of this package.
 
 ====================  =============================================================================
 layers on disk        `home` (names, locks, what drivers share), `layout`, `ownership`, `whiteout`, `acl`,
-                      `counter` (who has got a layer)
+                      `counter` (who has got a layer), `stack` (layers opened from what a mount is made
+                      of), `idmap` (ids on disk and as shown)
 ingest                `apply` (tar -> directory), `confine` (never leaves it), `below` (what lies under it),
                       `merge` (that into a tree that is there)
 back out              `diff` (what a layer changes, as a list and as a tar), `flush` (out of a mount, first),
                       `getter` (a layer's files by the names of its tar)
 the union, no FUSE    `union.*`: see there
 the union, mounted    `operations`, `writable_operations`, `raw_requests` (pyfuse3 and what it leaves out),
-                      `idmap`, `loop`, `server` (the process), `mounter` (starts it)
+                      `loop`, `server` (the process), `mounter` (starts it)
 for others            `program` (``fusestore-overlay``, for podman and buildah)
 the machine           `preflight` (what is missing, and the remedy)
 ====================  =============================================================================

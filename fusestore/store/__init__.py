@@ -16,9 +16,11 @@
     items        what layers, images and containers have in common; their records
     bigdata      named blobs of items as files
     layeritems   layers by id, as containers/storage's calls make, mount and fill them
-    images       image rows; containers: container rows and their directories
+    images       image rows
+    containers   container rows, and their directories
     catalog      `Catalog`: finding things by name, here and in additional stores; names, metadata, big data
-    imagemounts  looking into images; contents: mounting, comparing and filling layers, borrowing
+    imagemounts  looking into images, and mounting them
+    contents     mounting, comparing and filling layers; borrowing those of additional stores
     storage      `Store`: all of it in one place, with the rules that span them
     commit       a container's changes as an image
 
