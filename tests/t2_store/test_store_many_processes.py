@@ -75,7 +75,7 @@ for _name in OPERATIONS:
 
 TestOneProcess = OneProcess.TestCase
 if settings.get_current_profile_name() == "default":
-    TestOneProcess.settings = settings(max_examples=60, stateful_step_count=40)
+    TestOneProcess.settings = settings(max_examples=30, stateful_step_count=40)
 
 
 @pytest.mark.parametrize(
