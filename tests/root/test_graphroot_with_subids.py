@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import pwd
+import secrets
 import subprocess
 import tempfile
 from pathlib import Path
@@ -304,7 +305,9 @@ class System:
 
 @pytest.fixture(scope="module", params=["vfs", "overlay"])
 def system(request):
-    directory = Path(tempfile.mkdtemp(prefix="fusestore-root-"))
+    # podman makes a name of the path; one with tempfile's underscores may be none.
+    directory = Path(tempfile.gettempdir(), f"fusestore-root-{secrets.token_hex(8)}")
+    directory.mkdir(mode=0o700)
     yield System(directory, request.param)
     remove_all(directory)
 

@@ -189,12 +189,14 @@ def test_what_cannot_be_borrowed_leaves_nothing(driver, vfs, tmp_path):
         (driver, LayerSpec(str(theirs)), new_cache_id(), FileNotFoundError, "No such file"),
     ]
     (tmp_path / "closed").chmod(0)
-    for borrower, spec, parent, error, words in cases:
-        with pytest.raises(error, match=words):
-            borrower.borrow(taken, parent, spec)
-        assert os.listdir(borrower.tmp) == []
-        assert borrower.list_layers() == []
-    (tmp_path / "closed").chmod(0o700)
+    try:
+        for borrower, spec, parent, error, words in cases:
+            with pytest.raises(error, match=words):
+                borrower.borrow(taken, parent, spec)
+            assert os.listdir(borrower.tmp) == []
+            assert borrower.list_layers() == []
+    finally:
+        (tmp_path / "closed").chmod(0o700)
 
 
 def test_a_borrowed_layer_that_cannot_be_published_leaves_nothing(driver, tmp_path):
