@@ -8,7 +8,7 @@ directories.  The others:
 D7 (also D2, D3, D6)         a crash at each step: test_kill_points; here: an error
 D11 D12                      test_graph
 D13 D14 D15                  test_graph_leftovers
-D16-D21, D29, D32-D36        of the Store of containers/storage, a later issue
+D16-D21, D29, D32-D36        of the Store of containers/storage: test_store_defects
 D22                          test_database: a damaged database is refused and never written to
 D31                          no lock files here: test_database, transactions
 D37                          no such index here
