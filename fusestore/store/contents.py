@@ -122,7 +122,7 @@ class LayerContents(ImageMounts):
     def tar_stream(self, name: str) -> IO[bytes]:
         """The exact tar that was applied to a layer, to read and close.
 
-        Raises LayerNotFound, NotMounted, NotReproducible; reads raise CorruptStore.
+        Raises LayerNotFound, NotReproducible; reads raise CorruptStore.
         """
         layer = self.layer(name)
         if self._is_kept_here(layer.id):
@@ -135,14 +135,15 @@ class LayerContents(ImageMounts):
         Read and close it.  Raises LayerNotFound.
         """
         layer = self.layer(name)
-        stack = ExitStack()
         if self.layer_items.exists(layer.id):
-            view = self.graph_driver.diff(
-                self.layer_items.record(layer.id).cache_id, self.layer_items.cache_id(layer.parent)
-            )
-        else:
-            view = diff.diff(*self._views(layer.parent or None, layer.id, stack), diff.whiteout_time())
-        return tar_stream(view, None, stack.close)
+            cache_id = self.layer_items.record(layer.id).cache_id
+            return tar_stream(self.graph_driver.diff(cache_id, self.layer_items.cache_id(layer.parent)))
+        return self._diff_of_views(layer.parent or None, layer.id)
+
+    def _diff_of_views(self, parent: str | None, layer: str) -> io.BufferedReader:
+        with ExitStack() as stack:
+            pieces = diff.diff(*self._views(parent, layer, stack), diff.whiteout_time())
+            return tar_stream(pieces, None, stack.pop_all().close)
 
     def apply_diff(self, to: str, diff: Readable) -> int:
         """Carry out what a layer tar, plain or compressed, says; bytes of the uncompressed tar.
@@ -172,9 +173,7 @@ class LayerContents(ImageMounts):
         if parent == (layer.parent or None):
             with suppress(NotReproducible):
                 return compressed_stream(self._exact_of_additional(layer), form)
-        stack = ExitStack()
-        pieces = diff.diff(*self._views(parent, layer.id, stack), diff.whiteout_time())
-        return compressed_stream(tar_stream(pieces, None, stack.close), form)
+        return compressed_stream(self._diff_of_views(parent, layer.id), form)
 
     def _exact_of_additional(self, layer: LayerItem) -> io.BufferedReader:
         """The exact tar of an additional store's layer.  Raises NotReproducible."""
