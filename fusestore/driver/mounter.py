@@ -23,6 +23,7 @@ import select
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from fusestore.syscalls import umount as umount_call
 
 FSTYPE = "fuse.fusestore"
 _DEADLINE = 30  # seconds for a server to come up; 0.2 is usual
+_GLANCE = 0.3  # seconds that a mount may be busy before it is called so
 _EXIT_DEADLINE = 10  # seconds for it to leave after its filesystem is gone
 _FORCED_EXIT_DEADLINE = 1  # the same where somebody may still have files open, which keeps it
 _ESCAPED = re.compile(r"\\([0-7]{3})")
@@ -300,13 +302,20 @@ def unmount(mountpoint: Path, runroot: Path, *, force: bool = False) -> None:
 
 
 def _unmount(mountpoint: str) -> None:
-    try:
-        _umount(mountpoint, lazily=False)
-    except OSError as exc:
-        if exc.errno != errno.EBUSY:
-            raise
-        reason = "some process works in it or has a file of it open; leave it, or use --force"
-        raise LayerInUse(mountpoint, reason) from None
+    """Unmount, also if somebody looks in just now, as `sweep` of another process does."""
+    end = time.monotonic() + _GLANCE
+    while True:
+        try:
+            _umount(mountpoint, lazily=False)
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+            if time.monotonic() > end:
+                reason = "some process works in it or has a file of it open; leave it, or use --force"
+                raise LayerInUse(mountpoint, reason) from None
+            time.sleep(0.02)
+        else:
+            return
 
 
 def detach(mountpoint: str) -> None:

@@ -150,6 +150,17 @@ def test_a_server_that_was_killed_is_replaced(fuse, count):
     assert not is_a_mountpoint(top)
 
 
+def test_who_looks_in_for_a_moment_does_not_keep_a_mount(fuse):
+    """Another process that cleans up, for one."""
+    layer = fuse.made(None, file())
+    top = fuse.get(layer)
+    glance = threading.Timer(0.1, os.close, [os.open(top / "file", os.O_RDONLY)])
+    glance.start()
+    fuse.driver.put(layer)
+    glance.join()
+    assert not is_a_mountpoint(top)
+
+
 def test_put_of_a_mount_of_which_the_server_was_killed(fuse):
     layer = fuse.made(None, file())
     top = fuse.get(layer)
